@@ -1,0 +1,81 @@
+"""How verbs speak: the result on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from device_agent.contract.errors import AidError
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the user asked to hear. Verbs get it with ``@click.pass_obj``."""
+
+    quiet: bool = False
+    verbose: bool = False
+
+    def note(self, text: str) -> None:
+        """Say how the work goes, on stderr, unless ``--quiet``."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def detail(self, text: str) -> None:
+        """Say a detail, on stderr, only with ``--verbose``."""
+        if self.verbose:
+            click.echo(text, err=True)
+
+    @property
+    def progress(self) -> bool:
+        """Whether to draw progress bars: stderr is a terminal and not ``--quiet``."""
+        return not self.quiet and sys.stderr.isatty()
+
+
+def emit(schema: str, result: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print the result: ``text`` for people, or ``result`` as JSON with its ``schema``.
+
+    Args:
+        schema: Such as ``aid-edge/devices/v1``; the first field of the JSON.
+        result: JSON-encodable.
+        text: What a person reads; no trailing newline.
+    """
+    click.echo(json.dumps({"schema": schema, **result}, indent=2, default=str) if as_json else text)
+
+
+def report_error(error: AidError, *, as_json: bool, code: str = "") -> None:
+    """Print an error on stderr: code, what happened, cause, hint."""
+    code = code or error.code
+    if as_json:
+        body = {"code": code, "message": str(error), "cause": error.cause, "hint": error.hint}
+        click.echo(json.dumps({"schema": "aid-edge/error/v1", "error": body}, indent=2), err=True)
+        return
+    click.echo(f"{click.style('error', fg='red', bold=True)} [{code}]: {error}", err=True)
+    if error.cause:
+        click.echo(f"cause: {error.cause}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows under headings as aligned columns of plain text."""
+    cells = [list(headings), *([str(c) for c in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON, with a schema field.")
+home_option = click.option(
+    "--home",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    help="Home folder. [default: $AID_EDGE_HOME or ~/.aid-edge]",
+)

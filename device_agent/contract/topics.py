@@ -1,0 +1,71 @@
+"""The MQTT topics of a fleet: how they are written and read (contract §2)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from device_agent.contract.errors import MalformedMessageError
+from device_agent.contract.names import check_identifier
+
+ROOT = "aid/v1"
+_LEVELS_BEFORE_CHANNEL = 4
+
+
+class Channel(StrEnum):
+    """The last levels of a device's topics, and so what travels on them."""
+
+    CONN = "conn"
+    DESIRED = "desired"
+    REPORTED = "reported"
+    EVENT = "event"
+    TELEMETRY = "telemetry"
+    FEEDBACK = "feedback"
+    ACK = "ack"
+    BLOB_REQUEST = "blob/request"
+    BLOB_REPLY = "blob/reply"
+    BLOB_CHUNK = "blob/chunk"
+
+
+UP = (
+    Channel.CONN,
+    Channel.REPORTED,
+    Channel.EVENT,
+    Channel.TELEMETRY,
+    Channel.FEEDBACK,
+    Channel.BLOB_REQUEST,
+)
+DOWN = (Channel.DESIRED, Channel.ACK, Channel.BLOB_REPLY, Channel.BLOB_CHUNK)
+
+
+def topic(fleet: str, device: str, channel: Channel) -> str:
+    """Return the topic of ``channel`` for one device (contract §2.1).
+
+    Raises:
+        MalformedMessageError: ``fleet`` or ``device`` is not a valid identifier.
+    """
+    check_identifier("fleet", fleet)
+    check_identifier("device", device)
+    return f"{ROOT}/{fleet}/{device}/{channel.value}"
+
+
+def subscription(fleet: str, channel: Channel) -> str:
+    """Return the filter that matches ``channel`` of every device of ``fleet`` (contract §2.2)."""
+    check_identifier("fleet", fleet)
+    return f"{ROOT}/{fleet}/+/{channel.value}"
+
+
+def parse(name: str) -> tuple[str, str, Channel]:
+    """Return fleet, device and channel of a topic (contract §2.1).
+
+    Raises:
+        MalformedMessageError: It is not a topic of this contract.
+    """
+    parts = name.split("/", _LEVELS_BEFORE_CHANNEL)
+    if len(parts) <= _LEVELS_BEFORE_CHANNEL or "/".join(parts[:2]) != ROOT:
+        raise MalformedMessageError(f"{name!r} is not a topic of {ROOT}")
+    _, _, fleet, device, rest = parts
+    try:
+        channel = Channel(rest)
+    except ValueError:
+        raise MalformedMessageError(f"{name!r} names no known channel") from None
+    return check_identifier("fleet", fleet), check_identifier("device", device), channel
