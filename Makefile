@@ -38,7 +38,7 @@ test-fast: $(STAMP) ## The everyday suite, under five minutes.
 	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not browser"
 
 demo: $(STAMP) ## Convert, publish, flash, deploy, predict, roll back; then leave the fleet view open.
-	$(PYTHON) scripts/demo.py $(if $(filter 0,$(WAIT)),--no-wait,)
+	$(PYTHON) -m examples.demo $(if $(filter 0,$(WAIT)),--no-wait,)
 
 bench: $(STAMP) ## Figures side by side with what they must beat; results in build/bench.
 	$(PYTHON) -m tests.bench
