@@ -1,0 +1,80 @@
+"""Accuracy of a candidate against the source model on the same labelled samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aid_edge.evaluate.statistics import (
+    Interval,
+    PairedCounts,
+    mcnemar_p,
+    paired_counts,
+    paired_drop_interval,
+    smallest_detectable_drop,
+    wilson,
+)
+
+
+@dataclass(frozen=True)
+class PairedAccuracy:
+    """Top-1 accuracy of the source and of a candidate on the same samples.
+
+    Attributes:
+        counts: How often each of the two is right.
+        source: Share of right answers of the source model.
+        candidate: Likewise of the candidate.
+        candidate_interval: Wilson interval of ``candidate``.
+        drop: ``source - candidate``; negative when the candidate is better.
+        drop_interval: Tango's paired interval of ``drop``.
+        p_value: McNemar's exact test of "no difference".
+        detectable_drop: Smallest true drop these samples find with a chance of 80 %.
+    """
+
+    counts: PairedCounts
+    source: float
+    candidate: float
+    candidate_interval: Interval
+    drop: float
+    drop_interval: Interval
+    p_value: float
+    detectable_drop: float
+
+    @property
+    def n(self) -> int:
+        """Number of labelled samples."""
+        return self.counts.n
+
+
+def top1(scores: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the class with the highest score of each sample; scores [n, ..., classes] -> [n]."""
+    best: npt.NDArray[np.int64] = scores.reshape(len(scores), -1).argmax(axis=1).astype(np.int64)
+    return best
+
+
+def compare(
+    source_scores: npt.NDArray[Any], scores: npt.NDArray[Any], labels: npt.NDArray[np.int64]
+) -> PairedAccuracy:
+    """Return the paired accuracy of a candidate.
+
+    Args:
+        source_scores: Scores of the source model, [n, classes].
+        scores: Scores of the candidate on the same samples, [n, classes].
+        labels: Right classes, [n].
+    """
+    counts = paired_counts(top1(source_scores) == labels, top1(scores) == labels)
+    right = counts.both + counts.second_only
+    differing = (counts.first_only + counts.second_only) / counts.n
+    return PairedAccuracy(
+        counts=counts,
+        source=(counts.both + counts.first_only) / counts.n,
+        candidate=right / counts.n,
+        candidate_interval=wilson(right, counts.n),
+        drop=counts.drop,
+        drop_interval=paired_drop_interval(counts),
+        p_value=mcnemar_p(counts),
+        detectable_drop=smallest_detectable_drop(counts.n, differing),
+    )
