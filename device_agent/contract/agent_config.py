@@ -5,7 +5,6 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-
 import msgspec
 
 from device_agent.contract.errors import AidError
@@ -98,5 +97,3 @@ def read_config(path: Path) -> AgentConfig:
         return msgspec.convert(table, AgentConfig)
     except msgspec.ValidationError as e:
         raise ConfigError(f"{path}: {e}") from e
-
-

@@ -1,4 +1,4 @@
-"""One chunk of a blob as it travels on ``blob/chunk``: binary header and raw bytes (contract §4.7)."""
+"""One chunk of a blob as it travels on ``blob/chunk``: header and raw bytes (contract §4.7)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Chunk(msgspec.Struct, frozen=True):
 
 def encode_chunk(chunk: Chunk) -> bytes:
     """Return the wire bytes of ``chunk``: version, 32 digest bytes, index, data."""
-    header = _HEADER.pack(_VERSION, bytes.fromhex(chunk.digest.removeprefix("sha256:")), chunk.index)
+    header = _HEADER.pack(
+        _VERSION, bytes.fromhex(chunk.digest.removeprefix("sha256:")), chunk.index
+    )
     return header + bytes(chunk.data)
 
 

@@ -15,7 +15,7 @@ from device_agent.contract.errors import (
     MessageTooLargeError,
     UnsupportedVersionError,
 )
-from device_agent.contract.manifest import Identifier, Natural, Positive
+from device_agent.contract.manifest import Identifier, Natural, Positive, Real
 from device_agent.contract.messages import VERSION, ReleaseRef, Slot
 
 PAYLOAD_TYPE = "application/vnd.aid-edge.desired.v1+json"
@@ -47,7 +47,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     fleet: Identifier
     device: Identifier
     revision: Positive
-    not_after_unix_s: float
+    not_after_unix_s: Real
     slots: tuple[DesiredSlot, ...] = ()
 
 
@@ -66,7 +66,8 @@ class Envelope(msgspec.Struct, frozen=True, rename={"payload_type": "payloadType
     signatures: tuple[Signature, ...]
 
 
-class _Version(msgspec.Struct):
+class _Head(msgspec.Struct):
+    type: str
     v: Natural
 
 
@@ -92,7 +93,7 @@ def decode_envelope(data: bytes) -> Envelope:
         raise MessageTooLargeError("desired state", len(data), MAX_DESIRED_BYTES)
     try:
         envelope = msgspec.json.decode(data, type=Envelope)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise MalformedMessageError(f"desired state envelope: {e}") from e
     if envelope.payload_type != PAYLOAD_TYPE:
         raise MalformedMessageError(f"envelope holds {envelope.payload_type[:80]!r}")
@@ -104,12 +105,14 @@ def decode_desired(payload: bytes) -> Desired:
 
     Raises:
         UnsupportedVersionError: Its version is not ours.
-        MalformedMessageError: Not decodable, or a field is wrong.
+        MalformedMessageError: Not decodable, of another type, or a field is wrong.
     """
     try:
-        found = msgspec.json.decode(payload, type=_Version).v
-        if found != VERSION:
-            raise UnsupportedVersionError("desired state", found, VERSION)
+        head = msgspec.json.decode(payload, type=_Head)
+        if head.v != VERSION:
+            raise UnsupportedVersionError("desired state", head.v, VERSION)
+        if head.type != "desired":
+            raise MalformedMessageError(f"desired state is of type {head.type[:40]!r}")
         return msgspec.json.decode(payload, type=Desired)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise MalformedMessageError(f"desired state: {e}") from e

@@ -76,7 +76,9 @@ class UnsupportedVersionError(ContractError):
     """The message or document is of a version this program does not know (contract §3.3)."""
 
     code = "unsupported-version"
-    default_hint = "Update the older of the two sides: host and agent must share a contract version."
+    default_hint = (
+        "Update the older of the two sides: host and agent must share a contract version."
+    )
 
     def __init__(self, what: str, found: object, known: int) -> None:
         super().__init__(f"{what} has version {found!r}; this program knows version {known}")
@@ -90,7 +92,9 @@ class ProfileError(AidError):
     exit_code = EXIT_USAGE
 
     def __init__(self, source: str, key: str, problem: str, *, hint: str = "") -> None:
-        super().__init__(f"{source}: {key}: {problem}" if key else f"{source}: {problem}", hint=hint)
+        super().__init__(
+            f"{source}: {key}: {problem}" if key else f"{source}: {problem}", hint=hint
+        )
         self.source, self.key, self.problem = source, key, problem
 
 

@@ -10,8 +10,18 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from device_agent.contract.errors import MalformedMessageError, UnsupportedVersionError
-from device_agent.contract.names import DIGEST_PATTERN, IDENTIFIER_PATTERN, VERSION_PATTERN
+from device_agent.contract.errors import (
+    MalformedMessageError,
+    MessageTooLargeError,
+    UnsupportedVersionError,
+)
+from device_agent.contract.names import (
+    DIGEST_PATTERN,
+    IDENTIFIER_PATTERN,
+    VERSION_PATTERN,
+    check_identifier,
+    check_version,
+)
 from device_agent.contract.tensors import TensorInfo
 
 SCHEMA = 1
@@ -38,8 +48,16 @@ MEDIA_TYPES: dict[str, str] = {
 Identifier = Annotated[str, msgspec.Meta(pattern=IDENTIFIER_PATTERN)]
 Version = Annotated[str, msgspec.Meta(pattern=VERSION_PATTERN)]
 Digest = Annotated[str, msgspec.Meta(pattern=DIGEST_PATTERN)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+MAX_WHOLE = 2**63 - 1
+"""Largest whole number that travels: what every store can hold (contract §3.4)."""
+
+MAX_REAL = 1e300
+"""Largest other number; the bound refuses infinities and NaN too."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_WHOLE)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=MAX_WHOLE)]
+Real = Annotated[float, msgspec.Meta(ge=-MAX_REAL, le=MAX_REAL)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=MAX_REAL)]
 Role = Literal["model", "labels", "golden", "report", "report-data", "provenance"]
 
 DEVICE_ROLES: frozenset[str] = frozenset({"model", "labels", "golden"})
@@ -151,7 +169,7 @@ class Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role
     digest: Digest
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOB_BYTES)]
-    chunks: tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")], ...]
+    chunks: tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")], ...]
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -222,6 +240,17 @@ class _Schema(msgspec.Struct):
     schema: object = None
 
 
+def target_path(name: str, profile: str, version: str) -> str:
+    """Return the TUF target path of a release (contract §5.3).
+
+    Raises:
+        MalformedMessageError: A part is not a valid identifier or version.
+    """
+    check_identifier("release", name)
+    check_identifier("profile", profile)
+    return f"releases/{name}/{profile}/{check_version(version)}.json"
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the one canonical JSON encoding of ``manifest`` (contract §5.1)."""
     return msgspec.json.encode(manifest, order="sorted")
@@ -231,27 +260,52 @@ def decode_manifest(data: bytes) -> Manifest:
     """Return the manifest in ``data``, which must already be verified.
 
     Raises:
+        MessageTooLargeError: Over ``MAX_MANIFEST_BYTES``.
         UnsupportedVersionError: It has another schema number.
-        MalformedMessageError: It is not JSON, or a field is missing, unknown or wrong.
+        MalformedMessageError: It is not JSON, a field is missing, unknown or wrong, or its blobs
+            contradict themselves.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise MessageTooLargeError("release manifest", len(data), MAX_MANIFEST_BYTES)
     try:
         found = msgspec.json.decode(data, type=_Schema).schema
         if found != SCHEMA:
             raise UnsupportedVersionError("release manifest", found, SCHEMA)
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise MalformedMessageError(f"release manifest: {e}") from e
+    _check_blobs(manifest)
+    return manifest
+
+
+def _check_blobs(manifest: Manifest) -> None:
+    roles = [b.role for b in manifest.blobs]
+    for role in ("model", "golden"):
+        if role not in roles:
+            raise MalformedMessageError(f"release manifest: has no {role} blob")
+    for blob in manifest.blobs:
+        if roles.count(blob.role) > 1:
+            raise MalformedMessageError(f"release manifest: has two {blob.role} blobs")
+        chunks = -(-blob.size // CHUNK_BYTES)
+        if len(blob.chunks) != chunks:
+            raise MalformedMessageError(
+                f"release manifest: {blob.role} blob of {blob.size} bytes has {len(blob.chunks)} "
+                f"chunk hashes, not {chunks}"
+            )
 
 
 def decode_image_manifest(data: bytes) -> ImageManifest:
     """Return the OCI image manifest in ``data``, which must already be verified.
 
     Raises:
+        MessageTooLargeError: Over ``MAX_IMAGE_MANIFEST_BYTES``.
         MalformedMessageError: It is not one of a release.
     """
+    if len(data) > MAX_IMAGE_MANIFEST_BYTES:
+        raise MessageTooLargeError("OCI image manifest", len(data), MAX_IMAGE_MANIFEST_BYTES)
     try:
         image = msgspec.json.decode(data, type=ImageManifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise MalformedMessageError(f"OCI image manifest: {e}") from e
     if image.config.media_type != MEDIA_TYPE_CONFIG or image.artifact_type != ARTIFACT_TYPE:
         raise MalformedMessageError("OCI image manifest is not one of a release")

@@ -7,6 +7,7 @@ state travels in an :class:`Envelope` (:mod:`device_agent.contract.desired`).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -16,7 +17,15 @@ from device_agent.contract.errors import (
     MessageTooLargeError,
     UnsupportedVersionError,
 )
-from device_agent.contract.manifest import Digest, Identifier, Natural, Positive, Version
+from device_agent.contract.manifest import (
+    Digest,
+    Identifier,
+    Natural,
+    NonNegative,
+    Positive,
+    Real,
+    Version,
+)
 from device_agent.contract.sketch import Sketch
 
 VERSION = 1
@@ -29,13 +38,17 @@ MAX_TEXT_CHARACTERS = 2000
 MAX_WINDOW_CHUNKS = 64
 """Chunks that one request may ask for."""
 
+INITIAL_CREDIT_RECORDS = 16
+"""Records that may be on their way before the first acknowledgement of a connection."""
+
 Text = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_CHARACTERS)]
 Slot = Literal["active", "candidate"]
 DeploymentState = Literal[
     "idle", "fetching", "verifying", "proving", "activating", "active", "rolling-back", "failed"
 ]
 Verdict = Literal["right", "wrong", "unclear"]
-BootId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+BootId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -60,13 +73,13 @@ class Birth(Message, frozen=True, kw_only=True, tag="birth"):
 
     boot_id: BootId
     connection: Positive
-    machine_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}$")]
+    machine_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     agent_version: Text
     profile: Identifier
     runtimes: dict[str, str] = {}
     protections: tuple[str, ...] = ()
     seed_applied: Text = ""
-    reporting_interval_s: float = 10.0
+    reporting_interval_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 10.0
 
 
 class Death(Message, frozen=True, kw_only=True, tag="death"):
@@ -92,7 +105,7 @@ class SlotReport(msgspec.Struct, frozen=True, kw_only=True):
     state: DeploymentState
     release: ReleaseRef | None = None
     reason: Text = ""
-    progress: float | None = None
+    progress: Share | None = None
 
 
 class Reported(Message, frozen=True, kw_only=True, tag="reported"):
@@ -111,11 +124,16 @@ class Reported(Message, frozen=True, kw_only=True, tag="reported"):
 
 
 class Event(Message, frozen=True, kw_only=True, tag="event"):
-    """A state transition, for the audit trail (contract §4.4). Spooled."""
+    """A state transition, for the audit trail (contract §4.4). Spooled.
+
+    Attributes:
+        floor: Lowest sequence number of this boot that the device still holds or has yet to make.
+    """
 
     boot_id: BootId
     seq: Positive
-    at_unix_s: float
+    floor: Positive = 1
+    at_unix_s: Real
     kind: Literal["deployment", "worker", "trust", "connection", "agent"]
     state: Text = ""
     release: ReleaseRef | None = None
@@ -142,12 +160,12 @@ class ModelWindow(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     release: ReleaseRef
-    start_unix_s: float
-    duration_s: float
+    start_unix_s: Real
+    duration_s: NonNegative
     outcomes: Outcomes
     latency: dict[str, Sketch] = {}
-    classes: dict[str, int] = {}
-    confidence: tuple[int, ...] = ()
+    classes: dict[str, Natural] = {}
+    confidence: Annotated[tuple[Natural, ...], msgspec.Meta(max_length=10)] = ()
     rss_bytes: Natural = 0
     restarts: Natural = 0
 
@@ -157,17 +175,22 @@ class SpoolState(msgspec.Struct, frozen=True):
 
     records: Natural = 0
     bytes: Natural = 0
-    dropped: dict[str, int] = {}
+    dropped: dict[str, Natural] = {}
 
 
 class Telemetry(Message, frozen=True, kw_only=True, tag="telemetry"):
-    """A batch of windows; MessagePack (contract §4.5). Spooled."""
+    """A batch of windows; MessagePack (contract §4.5). Spooled.
+
+    Attributes:
+        floor: Lowest sequence number of this boot that the device still holds or has yet to make.
+    """
 
     boot_id: BootId
     seq: Positive
+    floor: Positive = 1
     windows: tuple[ModelWindow, ...] = ()
     spool: SpoolState = SpoolState()
-    temperature_c: float | None = None
+    temperature_c: Real | None = None
     memory_available_bytes: Natural = 0
 
 
@@ -175,6 +198,7 @@ class Feedback(Message, frozen=True, kw_only=True, tag="feedback"):
     """A person's verdict on one prediction (contract §4.6). Spooled.
 
     Attributes:
+        floor: Lowest sequence number of this boot that the device still holds or has yet to make.
         inference_id: The id that the inference response carried.
         predicted: Label or class index of the top-1 answer, and its probability.
         label: What the person says it is, for ``wrong``.
@@ -182,13 +206,14 @@ class Feedback(Message, frozen=True, kw_only=True, tag="feedback"):
 
     boot_id: BootId
     seq: Positive
-    at_unix_s: float
+    floor: Positive = 1
+    at_unix_s: Real
     inference_id: Annotated[str, msgspec.Meta(max_length=64)]
     release: ReleaseRef
     verdict: Verdict
     predicted: Text = ""
-    confidence: float | None = None
-    latency_s: float | None = None
+    confidence: Share | None = None
+    latency_s: NonNegative | None = None
     label: Text = ""
     comment: Text = ""
 
@@ -205,14 +230,14 @@ class BlobRequest(Message, frozen=True, kw_only=True, tag="blob-request"):
     request_id: Natural
     digest: Digest
     first: Natural
-    missing: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}){1,8}$")]
+    missing: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2}){1,8}\Z")]
 
 
 class MetadataRequest(Message, frozen=True, kw_only=True, tag="metadata-request"):
     """Asks for a TUF metadata file by its name, such as ``timestamp.json`` (contract §4.8)."""
 
     request_id: Natural
-    path: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json$")]
+    path: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json\Z")]
     max_bytes: Annotated[int, msgspec.Meta(ge=1, le=MAX_METADATA_BYTES)]
 
 
@@ -222,8 +247,8 @@ class MetadataRequest(Message, frozen=True, kw_only=True, tag="metadata-request"
 class Ack(Message, frozen=True, kw_only=True, tag="ack"):
     """Records of ``boot_id`` up to and with ``seq`` are stored for good (contract §4.9).
 
-    Only this prunes the device's spool. ``credit`` is how many more records the device may send
-    before the next acknowledgement.
+    Only this prunes the device's spool. ``credit`` is how many records beyond ``seq`` may be on
+    their way.
     """
 
     boot_id: BootId
@@ -251,9 +276,7 @@ class MetadataReply(Message, frozen=True, kw_only=True, tag="metadata-reply"):
     data: bytes | None
 
 
-Up = (
-    Birth | Death | Reported | Event | Telemetry | Feedback | BlobRequest | MetadataRequest
-)
+Up = Birth | Death | Reported | Event | Telemetry | Feedback | BlobRequest | MetadataRequest
 Down = Ack | BlobRefused | MetadataReply
 AnyMessage = Up | Down
 
@@ -272,10 +295,32 @@ class _Head(msgspec.Struct):
     v: int
 
 
-_json = msgspec.json.Decoder(AnyMessage)
-_msgpack = msgspec.msgpack.Decoder(AnyMessage)
+_json: msgspec.json.Decoder[AnyMessage] = msgspec.json.Decoder(AnyMessage)
+_msgpack: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 _json_head = msgspec.json.Decoder(_Head)
 _msgpack_head = msgspec.msgpack.Decoder(_Head)
+
+
+def missing_mask(first: int, indices: Iterable[int]) -> str:
+    """Return the ``missing`` field that asks for the chunks ``indices`` (contract §4.7).
+
+    Raises:
+        ValueError: No index, or one outside ``first`` to ``first + MAX_WINDOW_CHUNKS - 1``.
+    """
+    mask = 0
+    for index in indices:
+        if not 0 <= index - first < MAX_WINDOW_CHUNKS:
+            raise ValueError(f"chunk {index} does not fit into a request from {first}")
+        mask |= 1 << (index - first)
+    if not mask:
+        raise ValueError("a request asks for at least one chunk")
+    return mask.to_bytes((mask.bit_length() + 7) // 8, "little").hex()
+
+
+def missing_indices(request: BlobRequest) -> list[int]:
+    """Return the chunks that ``request`` asks for, in order (contract §4.7)."""
+    mask = int.from_bytes(bytes.fromhex(request.missing), "little")
+    return [request.first + i for i in range(MAX_WINDOW_CHUNKS) if mask >> i & 1]
 
 
 def encode(message: AnyMessage) -> bytes:
@@ -311,6 +356,8 @@ def decode(payload: bytes) -> AnyMessage:
         message = (_json if is_json else _msgpack).decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise MalformedMessageError(f"message: {e}") from e
+    if isinstance(message, _MESSAGEPACK) is is_json:
+        raise MalformedMessageError(f"message {head.type!r} is not in the encoding of its type")
     if isinstance(message, Telemetry) and len(payload) > MAX_TELEMETRY_BYTES:
         raise MessageTooLargeError("telemetry", len(payload), MAX_TELEMETRY_BYTES)
     return message

@@ -7,11 +7,13 @@ import re
 
 from device_agent.contract.errors import MalformedMessageError
 
-IDENTIFIER_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
-VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,62}$"
-DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
+# \Z and not $, which would let a trailing line break pass.
+IDENTIFIER_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}\Z"
+VERSION_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z.+_-]{0,62}\Z"
+DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}\Z"
 
 _IDENTIFIER = re.compile(IDENTIFIER_PATTERN)
+_VERSION = re.compile(VERSION_PATTERN)
 _DIGEST = re.compile(DIGEST_PATTERN)
 
 
@@ -28,6 +30,20 @@ def check_identifier(kind: str, value: str) -> str:
         raise MalformedMessageError(
             f"{kind} {value!r} is not a valid identifier",
             hint="Use 1 to 63 of a-z, 0-9, '.', '_' and '-', starting with a letter or digit.",
+        )
+    return value
+
+
+def check_version(value: str) -> str:
+    """Return ``value`` if it can be the version of a release (contract §1.1).
+
+    Raises:
+        MalformedMessageError: It cannot.
+    """
+    if not _VERSION.fullmatch(value):
+        raise MalformedMessageError(
+            f"version {value!r} is not valid",
+            hint="Use 1 to 63 of a-z, A-Z, 0-9, '.', '+', '_' and '-', such as 1.4.0.",
         )
     return value
 

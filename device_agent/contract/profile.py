@@ -20,7 +20,15 @@ from device_agent.contract.names import digest_of
 SCHEMA = 1
 MAX_PROFILE_BYTES = 64 * 1024
 
-SIZE_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+SIZE_UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
 TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*$")
 
@@ -228,7 +236,9 @@ def decode_profile(data: bytes, source: str) -> HardwareProfile:
             value or unit. Names file, key and what is allowed.
     """
     if len(data) > MAX_PROFILE_BYTES:
-        raise ProfileError(source, "", f"has {len(data)} bytes; at most {MAX_PROFILE_BYTES} are allowed")
+        raise ProfileError(
+            source, "", f"has {len(data)} bytes; at most {MAX_PROFILE_BYTES} are allowed"
+        )
     try:
         table = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:

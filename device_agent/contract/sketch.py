@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
+
+from device_agent.contract.manifest import Natural, NonNegative
 
 GAMMA = 1.05
 """Ratio of one bucket's bounds: quantiles are exact within (GAMMA - 1) / (GAMMA + 1) = 2.4 %."""
@@ -23,6 +26,13 @@ MAX_VALUE_S = 3600.0
 """Longer times, in seconds, count as this; with MIN_VALUE_S it bounds the number of buckets."""
 
 
+MIN_BUCKET = -283
+MAX_BUCKET = 168
+"""Bounds of bucket indices: those of MIN_VALUE_S and MAX_VALUE_S."""
+
+Bucket = Annotated[int, msgspec.Meta(ge=MIN_BUCKET, le=MAX_BUCKET)]
+
+
 class Sketch(msgspec.Struct, frozen=True):
     """Durations in seconds, as bucket counts.
 
@@ -31,8 +41,8 @@ class Sketch(msgspec.Struct, frozen=True):
         total_s: Sum of all values in seconds.
     """
 
-    counts: dict[int, int] = {}
-    total_s: float = 0.0
+    counts: dict[Bucket, Natural] = {}
+    total_s: NonNegative = 0.0
 
     @property
     def count(self) -> int:
@@ -52,7 +62,9 @@ class Sketch(msgspec.Struct, frozen=True):
 
 def bucket_of(seconds: float) -> int:
     """Return the bucket index of a duration in seconds; NaN and negatives count as the smallest."""
-    bounded = min(max(seconds, MIN_VALUE_S), MAX_VALUE_S) if seconds == seconds else MIN_VALUE_S
+    if math.isnan(seconds):
+        return MIN_BUCKET
+    bounded = min(max(seconds, MIN_VALUE_S), MAX_VALUE_S)
     return math.ceil(math.log(bounded, GAMMA))
 
 

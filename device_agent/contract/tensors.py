@@ -92,8 +92,10 @@ def decode_frame(
     offset = _LENGTH.size + header_bytes
     try:
         header = _header_decoder.decode(view[_LENGTH.size : offset])
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise MalformedMessageError(f"tensor frame header: {e}") from e
+    if len({info.name for info in header.tensors}) != len(header.tensors):
+        raise MalformedMessageError("tensor frame has two tensors of one name")
     tensors = []
     for info in header.tensors:
         if len(info.shape) > MAX_RANK or any(d < 0 for d in info.shape):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 from device_agent.contract.errors import MalformedMessageError
@@ -36,6 +37,45 @@ UP = (
 )
 DOWN = (Channel.DESIRED, Channel.ACK, Channel.BLOB_REPLY, Channel.BLOB_CHUNK)
 
+RESERVED_DEVICES = frozenset({"cast"})
+"""Identifiers that no device may have, because the level is used otherwise (contract §1.1)."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """How a channel is published."""
+
+    qos: int
+    retain: bool
+
+
+_RETAINED = Delivery(qos=1, retain=True)
+_STORED = Delivery(qos=1, retain=False)
+DELIVERY: dict[Channel, Delivery] = {
+    Channel.CONN: _RETAINED,
+    Channel.DESIRED: _RETAINED,
+    Channel.REPORTED: _RETAINED,
+    Channel.EVENT: _STORED,
+    Channel.TELEMETRY: _STORED,
+    Channel.FEEDBACK: _STORED,
+    Channel.ACK: _STORED,
+    Channel.BLOB_REQUEST: _STORED,
+    Channel.BLOB_REPLY: _STORED,
+    Channel.BLOB_CHUNK: Delivery(qos=0, retain=False),
+}
+"""Quality of service and retain flag of each channel (contract §2.3)."""
+
+
+def check_device(value: str) -> str:
+    """Return ``value`` if it can name a device (contract §1.1).
+
+    Raises:
+        MalformedMessageError: It cannot, or the name is reserved.
+    """
+    if check_identifier("device", value) in RESERVED_DEVICES:
+        raise MalformedMessageError(f"{value!r} is reserved and cannot name a device")
+    return value
+
 
 def topic(fleet: str, device: str, channel: Channel) -> str:
     """Return the topic of ``channel`` for one device (contract §2.1).
@@ -44,7 +84,7 @@ def topic(fleet: str, device: str, channel: Channel) -> str:
         MalformedMessageError: ``fleet`` or ``device`` is not a valid identifier.
     """
     check_identifier("fleet", fleet)
-    check_identifier("device", device)
+    check_device(device)
     return f"{ROOT}/{fleet}/{device}/{channel.value}"
 
 
@@ -68,4 +108,4 @@ def parse(name: str) -> tuple[str, str, Channel]:
         channel = Channel(rest)
     except ValueError:
         raise MalformedMessageError(f"{name!r} names no known channel") from None
-    return check_identifier("fleet", fleet), check_identifier("device", device), channel
+    return check_identifier("fleet", fleet), check_device(device), channel
