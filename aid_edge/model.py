@@ -111,6 +111,7 @@ class SourceModel:
         parameters: Number of trained values.
         digest: sha256 over all files that make the model: code, weights, graph.
         card: The model card, where there is one.
+        opset: Version of the ONNX operator set; 0 for other frameworks.
     """
 
     spec: str
@@ -122,6 +123,7 @@ class SourceModel:
     parameters: int
     digest: str
     card: ModelCard | None = None
+    opset: int = 0
 
     @property
     def operators(self) -> dict[str, int]:

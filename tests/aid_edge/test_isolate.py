@@ -42,7 +42,7 @@ def test_progress_arrives_in_order() -> None:
 
 
 def test_our_errors_keep_type_fields_and_hint() -> None:
-    with pytest.raises(UnsupportedModelError, match="^cannot$") as caught:
+    with pytest.raises(UnsupportedModelError, match=r"^cannot$") as caught:
         isolate.run(steps.refuse)
     assert caught.value.reasons == ["Conv: no", "Gelu: no"]
     assert caught.value.hint == "retrain"
@@ -59,7 +59,7 @@ def test_a_foreign_error_is_a_crash_with_its_name_and_the_log() -> None:
 
 
 def test_a_segmentation_fault_is_named() -> None:
-    with pytest.raises(StepCrashedError, match="isolate_steps.crash was ended by SIGSEGV"):
+    with pytest.raises(StepCrashedError, match=r"isolate_steps\.crash was ended by SIGSEGV"):
         isolate.run(steps.crash)
 
 

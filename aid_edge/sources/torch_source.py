@@ -1,0 +1,348 @@
+"""PyTorch models: a factory in a Python file or module, and its weights.
+
+Imported only in worker processes: it imports torch, and it runs the code that the user named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import logging
+import pickle
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch.utils import _pytree as pytree
+
+from aid_edge.errors import SourceError
+from aid_edge.model import CardInput
+from aid_edge.sources.inspection import (
+    NUMPY_NAMES,
+    Inspection,
+    OperatorCount,
+    SourceRequest,
+    check_file,
+    digest_of_files,
+    named,
+)
+from device_agent.contract.tensors import TensorInfo
+
+_NAMED_KEYS = 5
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+class Flat(torch.nn.Module):
+    """A module whose outputs are always a tuple of tensors, whatever structure they had."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the inner module's output tensors in the order of its structure."""
+        return tuple(
+            leaf for leaf in pytree.tree_leaves(self.inner(*inputs)) if torch.is_tensor(leaf)
+        )
+
+
+def load(request: SourceRequest) -> torch.nn.Module:
+    """Return the module in evaluation mode, with its weights, on the CPU.
+
+    Raises:
+        SourceError: The factory is missing, fails or gives no module, or the weights do not fit.
+    """
+    torch.manual_seed(0)
+    module = _call_factory(request.spec)
+    if request.weights is not None:
+        _fit(module, _read_weights(request.weights), request.weights)
+    module = module.cpu().eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def inspect(request: SourceRequest) -> Inspection:
+    """Return the facts about the model that ``request`` names.
+
+    Raises:
+        SourceError: It cannot be loaded, run or exported.
+    """
+    module = load(request)
+    flat = Flat(module)
+    examples = example_inputs(request, batch=1)
+    outputs = _output_infos(flat, request, module)
+    logging.getLogger("torch.export").setLevel(logging.ERROR)
+    try:
+        program = torch.export.export(flat, examples)
+    except Exception as e:  # noqa: BLE001 -- the exporter raises whatever its many parts raise
+        raise SourceError(
+            f"{request.spec}: torch.export cannot follow the model: {_first_line(e)}",
+            hint="Control flow that depends on values must go; see the torch.export documentation.",
+        ) from e
+    count = OperatorCount()
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            count.add(_operator_name(node), _rank(node), node.name)
+    inputs = tuple(TensorInfo(i.name, i.datatype, i.shape) for i in declared_inputs(request))
+    code = [p for p in (_code_path(request.spec), request.weights) if p is not None]
+    # The architecture may come from packages the file imports: the graph and weights are hashed too.
+    graph = program.graph_module.code.encode()
+    digest = digest_of_files("torch", code, graph, _state_digest(module))
+    parameters = sum(p.numel() for p in module.parameters())
+    return Inspection(inputs, outputs, count.uses, parameters, digest)
+
+
+def run(
+    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice]
+) -> Iterator[list[np.ndarray[Any, Any]]]:
+    """Yield the outputs of the model for each slice of ``inputs``.
+
+    Raises:
+        SourceError: The model cannot be loaded or fails.
+    """
+    flat = Flat(load(request))
+    names = [i.name for i in declared_inputs(request)]
+    for batch in batches:
+        tensors = tuple(torch.from_numpy(np.ascontiguousarray(inputs[n][batch])) for n in names)
+        yield [t.numpy() for t in _run(flat, tensors, request.spec)]
+
+
+def declared_inputs(request: SourceRequest) -> tuple[CardInput, ...]:
+    """Return the inputs of a PyTorch model, which only its author can say.
+
+    Raises:
+        SourceError: Nobody said them, or one varies in more than its batch.
+    """
+    if not request.inputs:
+        raise SourceError(
+            f"{request.spec}: a PyTorch module does not say what it takes",
+            hint="Give --input NAME:FP32:1x3x224x224, or [[inputs]] in a model.toml beside it.",
+        )
+    for tensor in request.inputs:
+        if -1 in tensor.shape[1:] or 0 in tensor.shape or not tensor.shape:
+            raise SourceError(
+                f"{request.spec}: input {tensor.name} has shape {list(tensor.shape)}; "
+                "only the first dimension may vary (-1), the others are at least 1"
+            )
+    return request.inputs
+
+
+def example_inputs(request: SourceRequest, *, batch: int) -> tuple[torch.Tensor, ...]:
+    """Return tensors of the declared types and shapes; a varying batch becomes ``batch``."""
+    generator = np.random.default_rng(0)
+    examples = []
+    for tensor in declared_inputs(request):
+        shape = tuple(batch if size == -1 else size for size in tensor.shape)
+        dtype = np.dtype(NUMPY_NAMES[tensor.datatype])
+        # Zeros are valid where integers index something, such as an embedding.
+        floats = dtype.kind == "f"
+        values = generator.standard_normal(shape) if floats else np.zeros(shape)
+        examples.append(torch.from_numpy(values.astype(dtype)))
+    return tuple(examples)
+
+
+def _output_infos(
+    flat: Flat, request: SourceRequest, module: torch.nn.Module
+) -> tuple[TensorInfo, ...]:
+    raw = _run_structured(module, example_inputs(request, batch=1), request.spec)
+    one = [t for t in pytree.tree_leaves(raw) if torch.is_tensor(t)]
+    if not one:
+        raise SourceError(f"{request.spec}: the model returns {type(raw).__name__}, no tensor")
+    two = list(_run(flat, example_inputs(request, batch=2), request.spec))
+    keys = tuple(map(str, raw)) if isinstance(raw, dict) and len(raw) == len(one) else ()
+    names = named(request.output_names or keys, len(one), request.spec)
+    return tuple(
+        TensorInfo(
+            name,
+            _datatype(a, request.spec),
+            tuple(x if x == y else -1 for x, y in zip(a.shape, b.shape, strict=True)),
+        )
+        for name, a, b in zip(names, one, two, strict=True)
+    )
+
+
+def _run(flat: Flat, tensors: tuple[torch.Tensor, ...], spec: str) -> tuple[torch.Tensor, ...]:
+    outputs: tuple[torch.Tensor, ...] = _run_structured(flat, tensors, spec)
+    return outputs
+
+
+def _run_structured(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], spec: str) -> Any:
+    try:
+        with torch.inference_mode():
+            return module(*tensors)
+    except Exception as e:  # noqa: BLE001 -- the user's forward() may raise anything
+        shapes = ", ".join(str(list(t.shape)) for t in tensors)
+        raise SourceError(f"{spec}: the model fails on inputs {shapes}: {_first_line(e)}") from e
+
+
+def _datatype(tensor: torch.Tensor, spec: str) -> Any:
+    name = str(tensor.dtype).removeprefix("torch.")
+    found = next((d for d, n in NUMPY_NAMES.items() if n == name), None)
+    if found is None:
+        raise SourceError(f"{spec}: an output is {name}, which has no type on the wire")
+    return found
+
+
+def _operator_name(node: torch.fx.Node) -> str:
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return getattr(node.target, "__name__", str(node.target))
+    name = str(schema.name).partition("::")[2]
+    if name == "conv2d" and _groups(node) > 1:
+        return "depthwise_conv2d"
+    return name.removesuffix("_")
+
+
+def _groups(node: torch.fx.Node) -> int:
+    position = 6  # conv2d(input, weight, bias, stride, padding, dilation, groups)
+    found = node.args[position] if len(node.args) > position else node.kwargs.get("groups", 1)
+    return found if isinstance(found, int) else 1
+
+
+def _rank(node: torch.fx.Node) -> int:
+    values = [node.meta.get("val"), *(n.meta.get("val") for n in node.all_input_nodes)]
+    return max((v.dim() for v in pytree.tree_leaves(values) if torch.is_tensor(v)), default=0)
+
+
+def _state_digest(module: torch.nn.Module) -> bytes:
+    hasher = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        hasher.update(tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return hasher.digest()
+
+
+# --- code ------------------------------------------------------------------------------------
+
+
+def _code_path(spec: str) -> Path | None:
+    where = spec.rpartition(":")[0]
+    if where.endswith(".py"):
+        return Path(where)
+    found = importlib.util.find_spec(where)
+    return Path(found.origin) if found is not None and found.origin else None
+
+
+def _call_factory(spec: str) -> torch.nn.Module:
+    where, _, name = spec.rpartition(":")
+    code = _import_code(where, spec)
+    factory = getattr(code, name, None)
+    if not callable(factory):
+        choices = [
+            n for n, v in vars(code).items()
+            if callable(v) and not n.startswith("_") and getattr(v, "__module__", "") == code.__name__
+        ]  # fmt: skip
+        raise SourceError(
+            f"{spec}: {where} has no function or class {name!r}",
+            hint=f"It has: {', '.join(choices) or 'none'}.",
+        )
+    try:
+        module = factory()
+    except Exception as e:  # noqa: BLE001 -- the user's factory may raise anything
+        raise SourceError(f"{spec}: {name}() raised {type(e).__name__}: {_first_line(e)}") from e
+    if not isinstance(module, torch.nn.Module):
+        raise SourceError(f"{spec}: {name}() gave {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _import_code(where: str, spec: str) -> ModuleType:
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        path = Path(where).resolve()
+        check_file(path, "model code")
+        # As for a script: what lies beside the file can be imported by it.
+        sys.path.insert(0, str(path.parent))
+        found = importlib.util.spec_from_file_location(f"aid_edge_source_{path.stem}", path)
+        if found is None or found.loader is None:
+            raise SourceError(f"{path}: is not a Python file")
+        code = importlib.util.module_from_spec(found)
+        sys.modules[found.name] = code
+        found.loader.exec_module(code)
+    except SourceError:
+        raise
+    except ModuleNotFoundError as e:
+        hint = "Install it, or name the file: path/to/model.py:factory."
+        raise SourceError(f"{spec}: there is no module {e.name!r}", hint=hint) from e
+    except Exception as e:  # noqa: BLE001 -- the user's code may raise anything
+        raise SourceError(
+            f"{spec}: importing {where} raised {type(e).__name__}: {_first_line(e)}"
+        ) from e
+    return code
+
+
+# --- weights ---------------------------------------------------------------------------------
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    check_file(path, "weights file")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise _unpickling_error(path, e) from e
+    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as e:
+        raise SourceError(
+            f"{path}: is not a whole weights file: {_first_line(e)}",
+            hint="It may be cut short; compare its size and checksum with the original.",
+        ) from e
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise SourceError(
+            f"{path}: holds {type(state).__name__}, not a state dict of tensors",
+            hint="Save with torch.save(model.state_dict(), path) or as safetensors.",
+        )
+    return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> SourceError:
+    text = str(error)
+    if "Unsupported global" in text or "Unsupported class" in text or "weights_only" in text:
+        return SourceError(
+            f"{path}: holds pickled objects other than tensors, which could run code when loaded",
+            cause=_first_line(error),
+            hint="Save with torch.save(model.state_dict(), path) or as safetensors.",
+        )
+    return SourceError(f"{path}: is not a weights file: {_first_line(error)}")
+
+
+def _fit(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    wanted = module.state_dict()
+    # Old checkpoints lack BatchNorm's batch counter, which inference does not use.
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in state if k not in wanted]
+    wrong = [
+        f"{k} is {list(state[k].shape)} in the file, {list(wanted[k].shape)} in the model"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:_NAMED_KEYS])}"
+        + (f" and {len(keys) - _NAMED_KEYS} more" if len(keys) > _NAMED_KEYS else "")
+        for what, keys in (
+            ("missing in the file", missing),
+            ("unknown to the model", unknown),
+            ("of another shape", wrong),
+        )
+        if keys
+    ]
+    if problems:
+        raise SourceError(f"{path}: the weights do not fit the model", cause="; ".join(problems))
+    module.load_state_dict(state, strict=False)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
