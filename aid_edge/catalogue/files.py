@@ -76,3 +76,15 @@ def hash_file(path: Path, chunk_bytes: int = COPY_BYTES) -> tuple[str, int, tupl
             size += len(data)
             chunks.append(hashlib.sha256(data).hexdigest())
     return f"sha256:{whole.hexdigest()}", size, tuple(chunks)
+
+
+class Disk:
+    """How the catalogue writes; the one place where tests make a write fail."""
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Put ``data`` at ``path``, atomically."""
+        write_atomic(path, data)
+
+    def copy(self, source: Path, path: Path) -> None:
+        """Copy the file ``source`` to ``path``, atomically."""
+        copy_atomic(source, path)
