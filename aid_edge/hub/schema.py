@@ -1,8 +1,8 @@
 """The hub's SQLite tables.
 
 What a list needs stands in ``device`` itself, so that listing never reads a log. Telemetry is
-merged into windows of a minute and of an hour as it arrives (``usage_window``); ``stream`` makes that
-idempotent on (device, boot id, sequence) without keeping a row for every record.
+merged into windows of a minute and of an hour as it arrives (``usage_window``); ``stream`` makes
+that idempotent on (device, boot id, sequence) without keeping a row for every record.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ CREATE TABLE device (
   temperature_c          REAL,
   memory_available_bytes INTEGER,
   spool                  TEXT NOT NULL DEFAULT '{}',
-  malformed_messages     INTEGER NOT NULL DEFAULT 0,
-  lost_records           INTEGER NOT NULL DEFAULT 0
+  malformed_messages     INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 
 CREATE INDEX device_release ON device (active_release, id);
@@ -222,7 +221,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         elif found != VERSION:
-            raise HubError(
+            raise HubError(  # noqa: TRY301 - rolled back below
                 f"{path}: has schema version {found}; this program knows version {VERSION}",
                 hint="Use the version of AID Edge that made it, or move the file away.",
             )
