@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,7 @@ def new_target(path: str, image: bytes, counter: int) -> TargetFile:
     return target
 
 
-def new_root(signers: dict[KeyRole, Signer], now: dt.datetime) -> Metadata[Root]:
+def new_root(signers: Mapping[KeyRole, Signer], now: dt.datetime) -> Metadata[Root]:
     """Return signed root metadata, version 1, that gives each role the key of ``signers``."""
     root = Root(expires=now + ROOT_LIFETIME, consistent_snapshot=True)
     for role, key in (
