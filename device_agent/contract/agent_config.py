@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 
 from device_agent.contract.errors import AidError
-from device_agent.contract.manifest import Identifier
+from device_agent.contract.manifest import Identifier, Positive
+from device_agent.contract.problems import Problem, problems_of
 
 SCHEMA = 1
+MAX_CONFIG_BYTES = 64 * 1024
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=7 * 86400)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class ConfigError(AidError):
@@ -33,8 +41,8 @@ class BrokerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     ca: str = "identity/ca.pem"
     certificate: str = "identity/device.pem"
     key: str = "identity/device.key"
-    keepalive_s: int = 30
-    reconnect_max_s: float = 600.0
+    keepalive_s: Annotated[int, msgspec.Meta(ge=5, le=3600)] = 30
+    reconnect_max_s: Seconds = 600.0
 
 
 class ServingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,23 +53,23 @@ class ServingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         socket: Path of the Unix socket, relative to the home.
     """
 
-    port: int = 8470
+    port: Port = 8470
     socket: str = "run/api.sock"
-    max_request_bytes: int = 64 * 2**20
-    queue_max_requests: int = 16
+    max_request_bytes: Positive = 64 * 2**20
+    queue_max_requests: Positive = 16
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bounds that protect the device."""
 
-    spool_max_bytes: int = 64 * 2**20
-    releases_kept: int = 3
-    fetch_window_chunks: int = 16
-    fetch_stall_s: float = 30.0
-    state_timeout_s: float = 600.0
-    worker_start_s: float = 60.0
-    telemetry_interval_s: float = 10.0
-    feedback_ring_predictions: int = 200
+    spool_max_bytes: Positive = 64 * 2**20
+    releases_kept: Positive = 3
+    fetch_window_chunks: Positive = 16
+    fetch_stall_s: Seconds = 30.0
+    state_timeout_s: Seconds = 600.0
+    worker_start_s: Seconds = 60.0
+    telemetry_interval_s: Seconds = 10.0
+    feedback_ring_predictions: Positive = 200
 
 
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,14 +94,48 @@ def read_config(path: Path) -> AgentConfig:
         ConfigError: The file is missing or not valid; says which key and what is allowed.
     """
     try:
-        table = tomllib.loads(path.read_text())
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{path}: is larger than {MAX_CONFIG_BYTES} bytes")
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read: {e.strerror}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(f"{path}: is not TOML: {e}") from e
     if table.get("schema") != SCHEMA:
         raise ConfigError(f"{path}: schema: is {table.get('schema')!r}; allowed: {SCHEMA}")
     try:
-        return msgspec.convert(table, AgentConfig)
+        config = msgspec.convert(table, AgentConfig)
     except msgspec.ValidationError as e:
-        raise ConfigError(f"{path}: {e}") from e
+        problems = problems_of(table, AgentConfig) or [Problem("", str(e))]
+        raise ConfigError(f"{path}: {problems[0].key}: {problems[0].problem}") from e
+    _check_broker_url(path, config.broker.url)
+    return config
+
+
+def _check_broker_url(path: Path, url: str) -> None:
+    """Refuse what the transport cannot use, or would use without TLS (contract §8.3)."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as e:
+        raise ConfigError(f"{path}: broker.url: {url!r}: {e}") from e
+    if parts.scheme not in {"mqtt", "mqtts"} or not host or port is None or parts.path:
+        raise ConfigError(
+            f"{path}: broker.url: {url!r} is not an address; allowed: mqtts://HOST:PORT"
+        )
+    if parts.username or parts.password:
+        raise ConfigError(f"{path}: broker.url: a device proves itself by certificate, not by name")
+    if parts.scheme == "mqtt" and not _is_loopback(host):
+        raise ConfigError(
+            f"{path}: broker.url: {url!r} has no TLS; allowed: mqtts://HOST:PORT, or mqtt:// to "
+            "a loopback address"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

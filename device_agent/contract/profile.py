@@ -16,6 +16,7 @@ import msgspec
 from device_agent.contract.errors import ProfileError
 from device_agent.contract.manifest import Identifier, Positive
 from device_agent.contract.names import digest_of
+from device_agent.contract.problems import Problem, problems_of
 
 SCHEMA = 1
 MAX_PROFILE_BYTES = 64 * 1024
@@ -31,6 +32,10 @@ SIZE_UNITS = {
 }
 TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*$")
+
+
+_SPECIFIER = re.compile(r"(~=|==|!=|<=|>=|<|>) ?[0-9][0-9A-Za-z.*+!-]*")
+"""One PEP 440 version specifier."""
 
 
 class Size(int):
@@ -68,7 +73,7 @@ class Platform(_Table, frozen=True, kw_only=True):
 
     os: Literal["linux", "android", "ios", "none"]
     libc: str = ""
-    python: Annotated[str, msgspec.Meta(pattern=r"^(3\.[0-9]+)?$")] = ""
+    python: Annotated[str, msgspec.Meta(pattern=r"^(3\.[0-9]+)?\Z")] = ""
     wheel_tags: tuple[str, ...] = ()
 
 
@@ -113,7 +118,7 @@ class OpRule(_Table, frozen=True, kw_only=True):
     """
 
     op: str
-    condition: Annotated[str, msgspec.Meta(pattern=r"^(rank > [0-9]+)?$")] = ""
+    condition: Annotated[str, msgspec.Meta(pattern=r"^(rank > [0-9]+)?\Z")] = ""
     placement: Literal["float", "refuse"]
     reason: str
 
@@ -210,7 +215,7 @@ class HardwareProfile(_Table, frozen=True, kw_only=True):
 
 def _quantity(text: object, units: dict[str, float] | dict[str, int], example: str) -> float:
     if not isinstance(text, str):
-        raise ValueError(f"expected a string with a unit such as {example!r}, got {text!r}")
+        raise TypeError(f"expected a string with a unit such as {example!r}, got {text!r}")
     match = _QUANTITY.match(text)
     if match is None or match[2] not in units:
         raise ValueError(f"{text!r} has no known unit; allowed: {', '.join(units)} ({example!r})")
@@ -225,33 +230,80 @@ def _dec_hook(kind: type, value: Any) -> Any:
     raise NotImplementedError(kind)
 
 
-_AT = re.compile(r"^(?P<problem>.*?)(?: - at `\$\.?(?P<key>[^`]*)`)?$", re.DOTALL)
+def _contradictions(p: HardwareProfile) -> list[Problem]:
+    """Return what the keys of a profile say against each other."""
+    found = []
+
+    def need(claim: bool, key: str, problem: str) -> None:
+        if not claim:
+            found.append(Problem(key, problem))
+
+    hard = p.constraints.hard
+    need(p.memory.models <= p.memory.ram, "memory.models", "is more than memory.ram")
+    need(hard.peak_ram <= p.memory.models, "constraints.hard.peak_ram", "is over memory.models")
+    need(hard.artifact <= p.memory.storage, "constraints.hard.artifact", "is over memory.storage")
+    names = [r.name for r in p.runtimes]
+    for i, runtime in enumerate(p.runtimes):
+        need(runtime.name not in names[:i], f"runtimes[{i}].name", f"{runtime.name!r} comes twice")
+        need(
+            all(_SPECIFIER.fullmatch(part.strip()) for part in runtime.version.split(",")),
+            f"runtimes[{i}].version",
+            f"{runtime.version!r} is not a range of versions such as '>=1.20,<2' (PEP 440)",
+        )
+        need(runtime.threads <= p.cores, f"runtimes[{i}].threads", f"is over cores, {p.cores}")
+    os_of = {"linux": "linux", "android": "android", "ios": "ios", "mcu": "none"}[p.class_]
+    need(p.platform.os == os_of, "platform.os", f"is {p.platform.os!r}; class allows: {os_of}")
+    if p.platform.os == "linux":
+        for key in ("libc", "python", "wheel_tags"):
+            need(bool(getattr(p.platform, key)), f"platform.{key}", "missing; linux needs it")
+        for i, tag in enumerate(p.platform.wheel_tags):
+            need(
+                tag.startswith(("manylinux", "linux_", "musllinux")) and tag.endswith(p.arch),
+                f"platform.wheel_tags[{i}]",
+                f"{tag!r} is not a Linux platform tag for {p.arch}, such as "
+                f"manylinux_2_28_{p.arch}",
+            )
+    return found
+
+
+def find_profile_problems(data: bytes, source: str) -> list[ProfileError]:
+    """Return everything that is wrong with the profile in ``data``; see :func:`decode_profile`."""
+    return _decode(data, source)[1]
+
+
+def _decode(data: bytes, source: str) -> tuple[HardwareProfile | None, list[ProfileError]]:
+    def error(key: str, problem: str) -> ProfileError:
+        return ProfileError(source, key, problem, hint="docs/profiles.md lists every key.")
+
+    if len(data) > MAX_PROFILE_BYTES:
+        return None, [error("", f"has {len(data)} bytes; at most {MAX_PROFILE_BYTES} are allowed")]
+    try:
+        table = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        return None, [error("", f"is not TOML: {e}")]
+    if table.get("schema") != SCHEMA:
+        found = repr(table["schema"]) if "schema" in table else "missing"
+        return None, [error("schema", f"is {found}; allowed: {SCHEMA}")]
+    try:
+        profile = msgspec.convert(table, HardwareProfile, dec_hook=_dec_hook)
+    except msgspec.ValidationError as e:
+        problems = problems_of(table, HardwareProfile, _dec_hook)
+        return None, [error(p.key, p.problem) for p in problems] or [error("", str(e))]
+    contradictions = _contradictions(profile)
+    return profile, [error(p.key, p.problem) for p in contradictions]
 
 
 def decode_profile(data: bytes, source: str) -> HardwareProfile:
     """Return the profile in ``data``; ``source`` names it in errors.
 
     Raises:
-        ProfileError: Not TOML, another schema, or a key is missing, unknown, or of a wrong type,
-            value or unit. Names file, key and what is allowed.
+        ProfileError: Not TOML, another schema, or a key is missing, unknown, of a wrong type,
+            value or unit, or against another key. Names file, key and what is allowed.
     """
-    if len(data) > MAX_PROFILE_BYTES:
-        raise ProfileError(
-            source, "", f"has {len(data)} bytes; at most {MAX_PROFILE_BYTES} are allowed"
-        )
-    try:
-        table = tomllib.loads(data.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ProfileError(source, "", f"is not TOML: {e}") from e
-    if table.get("schema") != SCHEMA:
-        raise ProfileError(source, "schema", f"is {table.get('schema')!r}; allowed: {SCHEMA}")
-    try:
-        return msgspec.convert(table, HardwareProfile, dec_hook=_dec_hook)
-    except msgspec.ValidationError as e:
-        match = _AT.match(str(e))
-        key = (match["key"] or "") if match else ""
-        problem = match["problem"] if match else str(e)
-        raise ProfileError(source, key, problem, hint="docs/profiles.md lists every key.") from e
+    profile, problems = _decode(data, source)
+    if problems or profile is None:
+        raise problems[0]
+    return profile
 
 
 def read_profile(path: Path) -> tuple[HardwareProfile, str]:
