@@ -198,17 +198,17 @@ def samples_to_pass(margin: float) -> int:
     return math.ceil(Z**2 * (1 - margin) / margin)
 
 
-def median_interval(values: Sequence[float]) -> Interval:
-    """Return a distribution-free interval of the median, from order statistics.
+def quantile_interval(values: Sequence[float], q: float) -> Interval:
+    """Return a distribution-free interval of the ``q``-quantile, from order statistics.
 
     Conover 1999, "Practical Nonparametric Statistics", 3rd ed., section 3.2, with the normal
-    approximation of the ranks.
+    approximation of the ranks. Where the samples are too few to bound it, the extreme stands.
     """
     ordered = sorted(values)
     n = len(ordered)
-    half = Z * math.sqrt(n) / 2
-    low = max(0, math.floor(n / 2 - half))
-    high = min(n - 1, math.ceil(n / 2 + half))
+    half = Z * math.sqrt(n * q * (1 - q))
+    low = max(0, math.floor(n * q - half) - 1)
+    high = min(n - 1, math.ceil(n * q + half))
     return Interval(ordered[low], ordered[high])
 
 

@@ -106,10 +106,14 @@ def test_more_samples_detect_smaller_drops() -> None:
     assert drops[-1] < 0.006
 
 
-def test_median_interval_holds_the_median_at_its_level() -> None:
+@pytest.mark.parametrize("q", [0.5, 0.95])
+def test_quantile_interval_holds_the_quantile_at_its_level(q: float) -> None:
     generator = np.random.default_rng(2)
+    truth = stats.lognorm(1).ppf(q)
     held = [
-        (i := statistics.median_interval(list(generator.lognormal(size=101)))).low <= 1 <= i.high
+        (i := statistics.quantile_interval(list(generator.lognormal(size=200)), q)).low
+        <= truth
+        <= i.high
         for _ in range(500)
     ]
     assert np.mean(held) > 0.92

@@ -1,0 +1,257 @@
+"""What a conversion found: the types behind ``report.json`` and the HTML report.
+
+Every figure is a :class:`Measurement` (with where, how and n) or carries its own n and interval.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from device_agent.contract.manifest import Measurement
+
+SCHEMA = "aid-edge/report/v1"
+
+Status = Literal["pass", "fail", "undecided", "not-measured"]
+GateName = Literal[
+    "artifact-size", "peak-memory", "latency-p95", "accuracy", "agreement", "cosine"
+]  # fmt: skip
+QUALITY_GATES: frozenset[GateName] = frozenset({"accuracy", "agreement", "cosine"})
+
+REFUSAL_OF_GATE: dict[GateName, str] = {
+    "artifact-size": "artifact-too-large",
+    "peak-memory": "memory-over-limit",
+    "latency-p95": "latency-over-limit",
+    "accuracy": "accuracy-dropped",
+    "agreement": "agreement-low",
+    "cosine": "cosine-low",
+}
+"""Reason code of a candidate that misses the gate."""
+
+CHOSEN = "chosen"
+FLOAT_IS_BETTER = "float-is-better"
+OUTRANKED = "outranked"
+NOT_DECIDED = "not-decided"
+
+
+class Gate(msgspec.Struct, frozen=True, kw_only=True):
+    """One hard constraint, judged.
+
+    Attributes:
+        limit: The bound, in ``unit``.
+        value: What was found; None when it could not be measured.
+        low: Lower bound of the interval of ``value``, where it has one.
+        high: Upper bound.
+        firm: Whether the whole interval is on the side of the verdict.
+        text: The verdict in words, with its figures.
+    """
+
+    gate: GateName
+    status: Status
+    limit: float
+    unit: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    firm: bool = True
+    text: str
+
+
+class AccuracyFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Top-1 accuracy against the source on the same labelled samples; shares, not per cent.
+
+    Attributes:
+        losses: Samples only the source gets right.
+        gains: Samples only the candidate gets right.
+        detectable_drop: Smallest true drop that n samples find with a chance of 80 %.
+        p_value: McNemar's exact test.
+    """
+
+    n: int
+    source: float
+    candidate: float
+    low: float
+    high: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    losses: int
+    gains: int
+    p_value: float
+    detectable_drop: float
+
+
+class FidelityFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Closeness of outputs to the source model's, without labels; see ``evaluate.fidelity``."""
+
+    data: str
+    n: int
+    units: int
+    agreement: float | None
+    agreement_low: float | None
+    agreement_high: float | None
+    cosine: float
+    cosine_low: float | None
+    cosine_high: float | None
+    cosine_min: float
+    max_abs: float
+    sqnr_db: float
+    sqnr_low: float | None
+    sqnr_high: float | None
+
+
+class Flip(msgspec.Struct, frozen=True, kw_only=True):
+    """A sample that candidate and source answer differently.
+
+    Attributes:
+        kind: ``loss`` when only the source is right, ``gain`` when only the candidate is,
+            ``neither`` when both are wrong, ``unlabelled`` when nobody knows.
+        thumbnail: Small JPEG as a data URI; empty when the data are not image files.
+    """
+
+    sample: str
+    kind: Literal["loss", "gain", "neither", "unlabelled"]
+    label: str
+    source_answer: str
+    candidate_answer: str
+    thumbnail: str = ""
+
+
+class PlacementFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Where compute operators run, as the runtime itself planned them."""
+
+    integer: int
+    floating: int
+    operators: dict[str, int]
+
+    @property
+    def integer_share(self) -> float:
+        """Share of compute operators in int8."""
+        total = self.integer + self.floating
+        return self.integer / total if total else 0.0
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a candidate is not chosen, or ``chosen``; ``code`` is stable."""
+
+    code: str
+    text: str
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One recipe carried out for one runtime of one profile, with all that was found.
+
+    Attributes:
+        id: ``<runtime>/<recipe key>``, unique within its profile.
+        compressed: Whether the recipe changes the numbers; float candidates are the baseline.
+        digest: Of the artifact; empty when there is none.
+        outcome: ``chosen``, or why not.
+    """
+
+    id: str
+    runtime: str
+    runtime_version: str = ""
+    recipe: str
+    recipe_key: str
+    compressed: bool
+    digest: str = ""
+    measurements: tuple[Measurement, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    accuracy: AccuracyFinding | None = None
+    fidelity: FidelityFinding | None = None
+    flips: tuple[Flip, ...] = ()
+    placement: PlacementFinding | None = None
+    seconds: float = 0.0
+    conversion_peak_bytes: int = 0
+    tools: dict[str, str] = {}
+    outcome: Refusal | None = None
+
+    def figure(self, what: str) -> Measurement | None:
+        """Return the measurement of ``what``, or None when it was not made."""
+        return next((m for m in self.measurements if m.what == what), None)
+
+    def value(self, what: str) -> float | None:
+        """Return the value of the measurement of ``what``, or None."""
+        figure = self.figure(what)
+        return None if figure is None else figure.value
+
+
+class ProfileFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """All candidates for one profile and which of them is chosen.
+
+    Attributes:
+        latency: ``host`` when latency was measured on this kind of machine; ``calibrated`` when
+            it is an estimate by the profile's cost table; ``uncalibrated`` when nothing is known.
+        chosen: Id of the chosen candidate, or None when every one misses a gate.
+        verdict: One sentence with figures.
+        notes: What the reader must know to weigh the verdict.
+    """
+
+    id: str
+    title: str
+    digest: str
+    arch: str
+    latency: Literal["host", "calibrated", "uncalibrated"]
+    threads: int
+    rank_by: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    chosen: str | None
+    verdict: str
+    notes: tuple[str, ...] = ()
+
+    def candidate(self, name: str | None) -> Candidate | None:
+        """Return the candidate with this id, or None."""
+        return next((c for c in self.candidates if c.id == name), None)
+
+
+class DataFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One data set that was used: where from, how many, which bytes."""
+
+    role: Literal["calibration", "evaluation", "fidelity"]
+    spec: str
+    n: int
+    units: int
+    labelled: bool
+    digest: str
+
+
+class SourceFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """The source model."""
+
+    name: str
+    version: str
+    title: str
+    spec: str
+    framework: str
+    task: str
+    parameters: int
+    digest: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: dict[str, int]
+    licence: str = ""
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """What the figures were made with."""
+
+    command: str
+    seed: int
+    host: str
+    tools: dict[str, str]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One conversion: the content of ``report.json``."""
+
+    schema: str = SCHEMA
+    source: SourceFinding
+    data: tuple[DataFinding, ...]
+    profiles: tuple[ProfileFinding, ...]
+    provenance: Provenance
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every profile has a chosen candidate."""
+        return all(p.chosen is not None for p in self.profiles)

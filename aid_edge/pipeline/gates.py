@@ -1,0 +1,150 @@
+"""The hard constraints of a profile, judged on figures. Pure: values in, verdict out."""
+
+from __future__ import annotations
+
+from aid_edge.evaluate.statistics import samples_to_pass
+from aid_edge.pipeline.findings import (
+    AccuracyFinding,
+    Candidate,
+    FidelityFinding,
+    Gate,
+    GateName,
+    Status,
+)
+from aid_edge.pipeline.text import milliseconds, percent, points, size
+from device_agent.contract.manifest import Measurement
+from device_agent.contract.profile import Hard
+
+
+def judge(candidate: Candidate, hard: Hard, *, latency_known: bool) -> tuple[Gate, ...]:
+    """Return every gate that applies to ``candidate``.
+
+    Args:
+        candidate: With its figures.
+        hard: The profile's hard constraints.
+        latency_known: Whether latency figures stand for the device: measured on its architecture
+            or estimated by a calibrated cost table.
+    """
+    gates = [
+        _at_most("artifact-size", candidate.figure("artifact_bytes"), hard.artifact, "B"),
+        _at_most("peak-memory", candidate.figure("peak_rss"), hard.peak_ram, "B"),
+        _latency(candidate.figure("latency_p95"), hard.latency_p95, known=latency_known),
+        accuracy_gate(candidate.accuracy, hard.accuracy_share),
+    ]
+    if candidate.fidelity is not None:
+        gates += fidelity_gates(candidate.fidelity, hard)
+    return tuple(gates)
+
+
+def accuracy_gate(accuracy: AccuracyFinding | None, share: float) -> Gate:
+    """Judge the accuracy drop by its paired interval against what the profile lets go.
+
+    The gate allows a drop of ``(1 - share)`` times the source's accuracy. It passes when the whole
+    interval is at or under that, fails when the whole interval is over it, and is undecided else.
+    """
+    if accuracy is None:
+        return Gate(
+            gate="accuracy", status="not-measured", limit=1 - share, unit="share", firm=False,
+            text="not measured: no labelled data were given; fidelity to the source decides",
+        )  # fmt: skip
+    margin = (1 - share) * accuracy.source
+    status: Status = "undecided"
+    if accuracy.drop_high <= margin:
+        status = "pass"
+    elif accuracy.drop_low > margin:
+        status = "fail"
+    interval = f"[{points(accuracy.drop_low)}, {points(accuracy.drop_high)}]"
+    found = f"drop {points(accuracy.drop)} points, 95 % interval {interval}, n = {accuracy.n}"
+    text = f"{found}; allowed {points(margin)}"
+    if status == "undecided":
+        enough = f"; at least {samples_to_pass(margin)} samples could decide" if margin > 0 else ""
+        text = (
+            f"undecided: {text}. {accuracy.n} labelled samples find a drop of "
+            f"{points(accuracy.detectable_drop)} points or more{enough}; "
+            "fidelity to the source decides"
+        )
+    return Gate(
+        gate="accuracy", status=status, limit=margin, unit="share", value=accuracy.drop,
+        low=accuracy.drop_low, high=accuracy.drop_high, firm=status != "undecided", text=text,
+    )  # fmt: skip
+
+
+def fidelity_gates(fidelity: FidelityFinding, hard: Hard) -> list[Gate]:
+    """Judge closeness to the source by its figures, and say whether the interval is as sure."""
+    gates = []
+    if fidelity.agreement is not None:
+        gates.append(
+            _at_least(
+                "agreement", fidelity, fidelity.agreement, hard.agreement,
+                (fidelity.agreement_low, fidelity.agreement_high),
+            )
+        )  # fmt: skip
+    gates.append(
+        _at_least(
+            "cosine", fidelity, fidelity.cosine, hard.cosine,
+            (fidelity.cosine_low, fidelity.cosine_high),
+        )
+    )  # fmt: skip
+    return gates
+
+
+def _at_most(name: GateName, figure: Measurement | None, limit: float, unit: str) -> Gate:
+    if figure is None:
+        return Gate(
+            gate=name,
+            status="not-measured",
+            limit=limit,
+            unit=unit,
+            firm=False,
+            text="not measured",
+        )
+    status: Status = "pass" if figure.value <= limit else "fail"
+    kind = " (estimate)" if figure.where == "estimate" else ""
+    return Gate(
+        gate=name, status=status, limit=limit, unit=unit, value=figure.value,
+        firm=figure.where != "estimate",
+        text=f"{size(figure.value)}{kind}; at most {size(limit)}",
+    )  # fmt: skip
+
+
+def _latency(figure: Measurement | None, limit_s: float, *, known: bool) -> Gate:
+    if figure is None or not known:
+        why = "not measured" if figure is None else "uncalibrated: the host says nothing of it"
+        return Gate(
+            gate="latency-p95", status="not-measured", limit=limit_s, unit="s", firm=False,
+            text=f"{why}; at most {milliseconds(limit_s)} on the device",
+        )  # fmt: skip
+    high = figure.high if figure.high is not None else figure.value
+    low = figure.low if figure.low is not None else figure.value
+    status: Status = "pass" if figure.value <= limit_s else "fail"
+    firm = high <= limit_s if status == "pass" else low > limit_s
+    kind = " (estimate)" if figure.where == "estimate" else ""
+    return Gate(
+        gate="latency-p95", status=status, limit=limit_s, unit="s", value=figure.value,
+        low=figure.low, high=figure.high, firm=firm,
+        text=f"{milliseconds(figure.value)}{kind}, n = {figure.n}; at most {milliseconds(limit_s)}",
+    )  # fmt: skip
+
+
+def _at_least(
+    name: GateName,
+    fidelity: FidelityFinding,
+    value: float,
+    limit: float,
+    interval: tuple[float | None, float | None],
+) -> Gate:
+    low, high = interval
+    status: Status = "pass" if value >= limit else "fail"
+    firm = (low is not None and low >= limit) if status == "pass" else (
+        high is not None and high < limit
+    )  # fmt: skip
+    show = percent if name == "agreement" else (lambda v: f"{v:.4f}")
+    bounds = f", 95 % interval [{show(low)}, {show(high)}]" if None not in {low, high} else ""  # type: ignore[arg-type]
+    units = "" if fidelity.units == fidelity.n else f" from {fidelity.units} originals"
+    text = f"{show(value)}{bounds}, n = {fidelity.n}{units}; at least {show(limit)}"
+    if not firm:
+        text += "; by the figure, the interval leaves it open"
+    return Gate(
+        gate=name, status=status, limit=limit, unit="share" if name == "agreement" else "cosine",
+        value=value, low=low, high=high, firm=firm, text=text,
+    )  # fmt: skip
