@@ -63,7 +63,8 @@ def show(profile: str, as_json: bool) -> None:
 def validate(ctx: click.Context, files: tuple[Path, ...], as_json: bool) -> None:
     """Check FILES and say everything that is wrong with each.
 
-    Without FILES, the profiles that come with the program are checked. Exits with 2 when a file is not valid.
+    Without FILES, the profiles that come with the program are checked. Exits with 2 when a file
+    is not valid.
     """
     checked = {path: check_file(path) for path in files or find_profiles().values()}
     result = {

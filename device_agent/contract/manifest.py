@@ -19,8 +19,6 @@ from device_agent.contract.names import (
     DIGEST_PATTERN,
     IDENTIFIER_PATTERN,
     VERSION_PATTERN,
-    check_identifier,
-    check_version,
 )
 from device_agent.contract.tensors import TensorInfo
 
@@ -238,17 +236,6 @@ class ImageManifest(
 
 class _Schema(msgspec.Struct):
     schema: object = None
-
-
-def target_path(name: str, profile: str, version: str) -> str:
-    """Return the TUF target path of a release (contract §5.3).
-
-    Raises:
-        MalformedMessageError: A part is not a valid identifier or version.
-    """
-    check_identifier("release", name)
-    check_identifier("profile", profile)
-    return f"releases/{name}/{profile}/{check_version(version)}.json"
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from device_agent.contract.errors import MalformedMessageError
+from device_agent.contract.names import check_identifier, check_version
+
 TIMESTAMP_FILE = "timestamp.json"
 
 COUNTER_FIELD = "counter"
@@ -12,14 +15,28 @@ SIGNED_AT_FIELD = "x-aid-edge-signed-at-unix-s"
 takes the newest it has verified as the floor of its clock."""
 
 
+_PARTS = 4
+
+
 def target_path(name: str, profile: str, version: str) -> str:
-    """Return the TUF target path of a release; its content is the OCI image manifest."""
-    return f"releases/{name}/{profile}/{version}.json"
+    """Return the TUF target path of a release; its content is the OCI image manifest.
+
+    Raises:
+        MalformedMessageError: A part is not a valid identifier or version (contract §5.3).
+    """
+    check_identifier("release", name)
+    check_identifier("profile", profile)
+    return f"releases/{name}/{profile}/{check_version(version)}.json"
 
 
 def parse_target_path(path: str) -> tuple[str, str, str] | None:
     """Return name, profile and version of a release's target path, or None for another target."""
     parts = path.split("/")
-    if len(parts) != 4 or parts[0] != "releases" or not parts[3].endswith(".json"):
+    if len(parts) != _PARTS or parts[0] != "releases" or not parts[3].endswith(".json"):
         return None
-    return parts[1], parts[2], parts[3].removesuffix(".json")
+    _, name, profile, file = parts
+    try:
+        target_path(name, profile, version := file.removesuffix(".json"))
+    except MalformedMessageError:
+        return None
+    return name, profile, version
