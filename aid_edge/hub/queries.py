@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sqlite3
@@ -33,13 +34,13 @@ from aid_edge.hub.rows import (
     SlotRow,
     UpdateRow,
 )
-from aid_edge.hub.schema import HOUR_S, MINUTE_S, connect
+from aid_edge.hub.schema import DAY_S, MINUTE_S, connect
+from aid_edge.hub.usage import add_bins
 from device_agent.contract.sketch import Sketch, merge, upper_bound_s
 
 MAX_PAGE = 200
 DEFAULT_PAGE = 50
 MAX_EVENTS = 100
-DAY_S = 24 * HOUR_S
 SILENT_INTERVALS = 3
 """A device is offline after this many of its reporting intervals without a sign of life."""
 LATE_SHARE = 0.01
@@ -309,7 +310,7 @@ class Queries:
             histogram=histogram_of(merge(_sketch.decode(row["latency"]) for row in rows)),
             series=_series(rows),
             classes=self._classes(active, active_digest),
-            confidence=tuple(sum(column) for column in zip(*filter(None, bins), strict=True)),
+            confidence=functools.reduce(add_bins, bins, ()),
             rss_bytes=max((row["rss_bytes"] for row in active), default=0),
             restarts=sum(row["restarts"] for row in active),
         )
