@@ -51,7 +51,7 @@ class DraftFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     role: Role
-    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
     digest: Digest
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOB_BYTES)]
 
