@@ -214,6 +214,8 @@ def _child(log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]
 _ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
+    # NNCF reports its use over the network otherwise.
+    "NNCF_CI": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Sets and dicts of strings are iterated by exporters: the same order every time.
     "PYTHONHASHSEED": "0",

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import gc
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aid_edge.converter import Arrays
-from aid_edge.isolate import Limits
+from aid_edge import isolate, registry, runtimes
+from aid_edge.converter import Arrays, Artifact
+from aid_edge.errors import ConversionError, DataError, UnsupportedModelError
+from aid_edge.isolate import Limits, Progress
 from aid_edge.model import SourceModel
-from aid_edge.recipe import Recipe
+from aid_edge.recipe import Float32, Recipe, StaticInt8
+from aid_edge.runtimes import Placement, Session
+from aid_edge.sources.inspection import NUMPY_NAMES
+from aid_edge.sources.opening import run_in_worker
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 
-Progress = Callable[[float, str], None]
-"""Called with the share done, 0 to 1, and what is being done."""
+FLOAT_MIN_COSINE = 0.999
+FLOAT_MAX_RELATIVE = 1e-3
+"""A float artifact's largest difference from the source, as a share of the largest output."""
+
+_BATCHES = (2, 3)
+_BATCH_MIN_COSINE = 0.999
+_CHECKED_SAMPLES = 32
+_READ_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class ConversionRequest:
         samples: A few real inputs in the source model's layout, on which the outcome is compared
             with the source. At least one; they may be calibration inputs.
         out: Folder for the artifact; made if missing, must be empty.
+        reference: The source model's outputs for ``samples``, where they are known already.
         limits: Of each worker process.
     """
 
@@ -40,28 +56,8 @@ class ConversionRequest:
     samples: Arrays
     out: Path
     calibration: Arrays | None = None
+    reference: Arrays | None = None
     limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the operators of an artifact run, as the runtime itself planned them.
-
-    Attributes:
-        integer: Compute operators (convolutions, matrix products) in int8.
-        floating: Compute operators left in float.
-        operators: Every operator type of the planned graph with its count.
-    """
-
-    integer: int
-    floating: int
-    operators: Mapping[str, int]
-
-    @property
-    def integer_share(self) -> float:
-        """Share of compute operators that run in int8, 0 to 1."""
-        total = self.integer + self.floating
-        return self.integer / total if total else 0.0
 
 
 @dataclass(frozen=True)
@@ -117,13 +113,8 @@ class ConversionResult:
     log: str = ""
 
     def to_artifact(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """Return inputs in the source's layout as the artifact takes them."""
-        return {
-            name: np.ascontiguousarray(np.transpose(array, self.axes[name]))
-            if name in self.axes
-            else array
-            for name, array in inputs.items()
-        }
+        """Return inputs in the source's layout and types as the artifact takes them."""
+        return _to_artifact(inputs, self.axes, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ class Benchmark:
         latencies_s: One per run, warm-up runs left out, in order.
         load_s: From opening the file to being able to infer.
         peak_rss_bytes: Peak of the process.
-        idle_rss_bytes: Of the process before the runtime was imported and the model loaded.
+        idle_rss_bytes: Peak before the runtime was imported and the model loaded.
     """
 
     latencies_s: tuple[float, ...]
@@ -155,7 +146,81 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
         ConversionError: The converter failed, or its outcome is not what it should be.
         StepCrashedError: A worker died, or ran out of memory or time.
     """
-    raise NotImplementedError
+    check(request)
+    _make_folder(request.out)
+    tell = on_progress or _silent
+    samples = _first(request.samples, _CHECKED_SAMPLES)
+    reference = _first(request.reference or {}, _CHECKED_SAMPLES)
+    if not reference:
+        tell(0.0, "run the source model")
+        reference = source_outputs(request.model, samples, limits=request.limits)
+    tell(0.1, f"convert to {request.runtime}, {request.recipe.title}")
+    made = isolate.run_with(
+        request.limits,
+        lambda share, text: tell(0.1 + 0.7 * share, text),
+        _convert_in_worker,
+        request,
+    )
+    artifact = _inside(made.value, request.out)
+    tell(0.8, f"check in {request.runtime}")
+    facts = isolate.run_with(
+        request.limits, None, _check_in_worker, artifact, request.runtime, samples
+    ).value
+    _check_declared(request.model, facts)
+    closeness = _closeness(reference, facts.outputs, request.model, facts.batches)
+    if isinstance(request.recipe.quantize, Float32):
+        _check_close(closeness, reference, request)
+    tell(1.0, "done")
+    return ConversionResult(
+        artifact=artifact.path,
+        runtime=request.runtime,
+        runtime_version=facts.version,
+        recipe=request.recipe,
+        size_bytes=artifact.path.stat().st_size,
+        digest=_digest(artifact.path),
+        inputs=facts.input_infos,
+        outputs=facts.output_infos,
+        axes=dict(artifact.axes),
+        placement=facts.placement,
+        closeness=closeness,
+        seconds=made.seconds,
+        peak_rss_bytes=made.peak_rss_bytes,
+        tools=dict(artifact.tools),
+        log=made.log,
+    )
+
+
+def check(request: ConversionRequest) -> None:
+    """Return if ``request`` can be carried out; does no work.
+
+    Raises:
+        UnknownRuntimeError: There is no converter for its runtime.
+        UnsupportedModelError: The converter or the profile refuses model or recipe.
+        DataError: Calibration data or samples are missing or do not fit the inputs.
+    """
+    converter = registry.load(request.runtime)
+    reasons = []
+    if request.model.framework not in converter.accepts:
+        # The converter itself knows the way out.
+        converter.check(request.model, request.profile)
+        reasons.append(f"{request.runtime} takes {', '.join(sorted(converter.accepts))} models")
+    if request.recipe.key not in converter.methods:
+        known = ", ".join(sorted(converter.methods))
+        reasons.append(f"{request.runtime} has no recipe {request.recipe.key}; it has {known}")
+    if reasons:
+        raise UnsupportedModelError(
+            f"{request.model.spec} cannot be converted to {request.runtime}", reasons
+        )
+    converter.check(request.model, request.profile)
+    runtimes.version(request.runtime)
+    check_arrays(request.samples, request.model.inputs, "samples")
+    if request.recipe.needs_calibration:
+        if request.calibration is None:
+            raise DataError(
+                f"{request.recipe.title} needs calibration data",
+                hint="Give real, unlabelled inputs with --calibration.",
+            )
+        check_arrays(request.calibration, request.model.inputs, "calibration data")
 
 
 def predict(
@@ -177,7 +242,11 @@ def predict(
         ConversionError: The runtime cannot load or run it.
         StepCrashedError: The process died, or ran out of memory or time.
     """
-    raise NotImplementedError
+    found = isolate.run_with(
+        limits or Limits(), on_progress, _predict_in_worker, artifact, runtime, dict(inputs),
+        (threads, batch),
+    )  # fmt: skip
+    return found.value
 
 
 def source_outputs(
@@ -185,7 +254,6 @@ def source_outputs(
     inputs: Arrays,
     *,
     batch: int = 8,
-    threads: int = 1,
     limits: Limits | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, NDArray[Any]]:
@@ -198,7 +266,10 @@ def source_outputs(
         SourceError: The model cannot be run.
         StepCrashedError: The process died, or ran out of memory or time.
     """
-    raise NotImplementedError
+    check_arrays(inputs, model.inputs, "inputs")
+    return isolate.run_with(
+        limits or Limits(), on_progress, _source_in_worker, model, dict(inputs), batch
+    ).value
 
 
 def benchmark(
@@ -221,5 +292,303 @@ def benchmark(
         warmup: Runs that are not counted.
         runs: Runs that are.
         limits: Of the process.
+
+    Raises:
+        DataError: A name, shape or element type is not the artifact's.
+        ConversionError: The runtime cannot load or run it.
+        StepCrashedError: The process died, or ran out of memory or time.
     """
-    raise NotImplementedError
+    outcome = isolate.run_with(
+        limits or Limits(), None, _benchmark_in_worker, artifact, runtime, dict(inputs),
+        (threads, warmup, runs),
+    )  # fmt: skip
+    return replace(outcome.value, peak_rss_bytes=outcome.peak_rss_bytes)
+
+
+def check_arrays(arrays: Arrays, infos: Sequence[TensorInfo], what: str) -> int:
+    """Return how many samples ``arrays`` hold, if they fit the tensors ``infos``.
+
+    Raises:
+        DataError: A tensor is missing, unknown, empty, not finite, or of another type or shape.
+    """
+    names = [info.name for info in infos]
+    if set(arrays) != set(names):
+        raise DataError(
+            f"{what}: has {', '.join(sorted(arrays)) or 'nothing'}; wanted {', '.join(names)}"
+        )
+    for info in infos:
+        array = arrays[info.name]
+        wanted = NUMPY_NAMES[info.datatype]
+        if array.dtype.name != wanted:
+            raise DataError(f"{what}: {info.name} is {array.dtype.name}; wanted {wanted}")
+        if array.ndim != len(info.shape) or any(
+            size not in {-1, found}
+            for size, found in zip(info.shape[1:], array.shape[1:], strict=True)
+        ):
+            shape = ", ".join("any" if s == -1 else str(s) for s in info.shape[1:])
+            raise DataError(
+                f"{what}: {info.name} has shape {list(array.shape)}; wanted [n, {shape}]"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"{what}: {info.name} has values that are not finite (NaN or infinity)")
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1:
+        raise DataError(f"{what}: the inputs have different numbers of samples: {sorted(counts)}")
+    count = counts.pop()
+    if not count:
+        raise DataError(f"{what}: is empty")
+    return int(count)
+
+
+# --- checking the outcome --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What a fresh process found out about an artifact."""
+
+    version: str
+    input_infos: tuple[TensorInfo, ...]
+    output_infos: tuple[TensorInfo, ...]
+    outputs: dict[str, NDArray[Any]]
+    placement: Placement
+    batches: tuple[int, ...]
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ConversionError(f"{out}: is not empty")
+    except OSError as e:
+        raise ConversionError(f"{out}: cannot be written: {e.strerror}") from e
+
+
+def _inside(made: Artifact, out: Path) -> Artifact:
+    if not isinstance(made, Artifact):
+        raise ConversionError(f"the converter returned {type(made).__name__}, not an Artifact")
+    path = made.path.resolve()
+    if not path.is_relative_to(out.resolve()):
+        raise ConversionError(f"the converter wrote {path}, outside the folder {out} it was given")
+    if not path.is_file() or path.stat().st_size == 0:
+        raise ConversionError(f"the converter reported {path}, but there is no such file")
+    return made
+
+
+def _check_declared(model: SourceModel, facts: _Facts) -> None:
+    for side, wanted, found in (
+        ("inputs", model.inputs, facts.input_infos),
+        ("outputs", model.outputs, facts.output_infos),
+    ):
+        if [t.name for t in wanted] != [t.name for t in found]:
+            raise ConversionError(
+                f"the artifact's {side} are {', '.join(t.name for t in found)}; "
+                f"the source model's are {', '.join(t.name for t in wanted)}"
+            )
+    for name, array in facts.outputs.items():
+        bad = int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind == "f" else 0
+        if bad:
+            raise ConversionError(
+                f"output {name} of the artifact has {bad} of {array.size} values that are not "
+                "finite (NaN or infinity)",
+                hint="Check the source model on the same inputs, and the preprocessing.",
+            )
+
+
+def _check_close(found: Closeness, reference: Arrays, request: ConversionRequest) -> None:
+    largest = max(float(np.abs(a).max()) for a in reference.values())
+    relative = found.max_abs / largest if largest else found.max_abs
+    if found.cosine < FLOAT_MIN_COSINE or relative > FLOAT_MAX_RELATIVE:
+        raise ConversionError(
+            f"the float artifact for {request.runtime} does not compute what the source does: "
+            f"smallest cosine {found.cosine:.6f}, largest difference {found.max_abs:.3g} "
+            f"({relative:.2%} of the largest output) over {found.n} inputs",
+            hint="This is a fault of the toolchain; the artifact is not to be used.",
+        )
+
+
+def _closeness(
+    reference: Arrays, outputs: Arrays, model: SourceModel, batches: tuple[int, ...]
+) -> Closeness:
+    cosine, largest, count = 1.0, 0.0, 0
+    for info in model.outputs:
+        want, got = reference[info.name], outputs[info.name]
+        if want.shape != got.shape:
+            raise ConversionError(
+                f"output {info.name} has shape {list(got.shape)}; "
+                f"the source's is {list(want.shape)}"
+            )
+        count = len(want)
+        a = want.reshape(count, -1).astype(np.float64)
+        b = got.reshape(count, -1).astype(np.float64)
+        if not np.isfinite(a).all():
+            raise ConversionError(
+                f"output {info.name} of the source model is not finite (NaN or infinity)",
+                hint="The model itself is at fault, or the inputs are not what it was trained on.",
+            )
+        cosine = min(cosine, float(_cosine(a, b).min()))
+        largest = max(largest, float(np.abs(a - b).max()))
+    first = model.outputs[0].name
+    agreement = np.mean(_top(reference[first]) == _top(outputs[first]))
+    return Closeness(count, largest, cosine, float(agreement), batches)
+
+
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    same = np.all(a == b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.where(norms > 0, (a * b).sum(axis=1) / norms, 0.0)
+    return np.where(same, 1.0, found)
+
+
+def _top(array: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(array.reshape(len(array), -1).argmax(axis=1))
+
+
+def _digest(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            hasher.update(block)
+    return f"sha256:{hasher.hexdigest()}"
+
+
+def _to_artifact(
+    inputs: Arrays, axes: Mapping[str, tuple[int, ...]], infos: Sequence[TensorInfo]
+) -> dict[str, NDArray[Any]]:
+    types = {info.name: NUMPY_NAMES[info.datatype] for info in infos}
+    found = {}
+    for name, array in inputs.items():
+        moved = np.transpose(array, axes[name]) if name in axes else array
+        found[name] = np.ascontiguousarray(moved, types[name])
+    return found
+
+
+def _first(arrays: Arrays, count: int) -> dict[str, NDArray[Any]]:
+    return {name: array[:count] for name, array in arrays.items()}
+
+
+def _lean(request: ConversionRequest) -> ConversionRequest:
+    """Return the request with only those arrays that the converter will look at."""
+    calibration = None
+    if isinstance(request.recipe.quantize, StaticInt8) and request.calibration is not None:
+        calibration = _first(request.calibration, request.recipe.quantize.samples)
+    return replace(request, samples={}, reference=None, calibration=calibration)
+
+
+def _silent(share: float, text: str) -> None:
+    """Take progress and say nothing."""
+
+
+# --- in worker processes ----------------------------------------------------------------------
+
+
+def _convert_in_worker(request: ConversionRequest) -> Artifact:
+    converter = registry.load(request.runtime)
+    return converter.convert(
+        request.model, request.recipe, request.calibration, request.profile, request.out
+    )
+
+
+def _check_in_worker(made: Artifact, runtime: str, samples: Arrays) -> _Facts:
+    session = runtimes.open_artifact(made.path, runtime)
+    inputs = _to_artifact(samples, made.axes, session.inputs)
+    outputs = _run(session, inputs, 1)
+    tried = [1]
+    if all(info.shape and info.shape[0] == -1 for info in session.inputs):
+        for batch in _BATCHES:
+            tried.append(batch)
+            _check_same(outputs, _run(session, inputs, batch), batch)
+    with tempfile.TemporaryDirectory() as scratch:
+        placement = runtimes.placement(made.path, runtime, Path(scratch))
+    return _Facts(
+        runtimes.version(runtime), session.inputs, session.outputs, outputs, placement, tuple(tried)
+    )
+
+
+def _check_same(single: Arrays, batched: Arrays, batch: int) -> None:
+    for name, want in single.items():
+        a = want.reshape(len(want), -1).astype(np.float64)
+        b = batched[name].reshape(len(want), -1).astype(np.float64)
+        lowest = float(_cosine(a, b).min())
+        # Also false for NaN.
+        if not lowest >= _BATCH_MIN_COSINE:
+            raise ConversionError(
+                f"output {name} is another one in batches of {batch} than alone: "
+                f"smallest cosine {lowest:.4f}",
+                hint="This is a fault of the runtime; use a profile with static shapes.",
+            )
+
+
+def _predict_in_worker(
+    artifact: Path, runtime: str, inputs: Arrays, how: tuple[int, int]
+) -> dict[str, NDArray[Any]]:
+    threads, batch = how
+    session = runtimes.open_artifact(artifact, runtime, threads=threads)
+    check_arrays(inputs, session.inputs, "inputs")
+    return _run(session, inputs, batch)
+
+
+def _source_in_worker(model: SourceModel, inputs: Arrays, batch: int) -> dict[str, NDArray[Any]]:
+    count = len(next(iter(inputs.values())))
+    fixed = model.inputs[0].shape[0]
+    slices = list(_slices(count, batch if fixed == -1 else fixed))
+    parts: list[list[NDArray[Any]]] = []
+    feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
+    for done, outputs in enumerate(run_in_worker(model, feeds, slices), start=1):
+        parts.append(outputs)
+        isolate.progress(done / len(slices), "run the source model")
+    names = [info.name for info in model.outputs]
+    return {
+        name: np.concatenate([part[i] for part in parts])[:count] for i, name in enumerate(names)
+    }
+
+
+def _run(session: Session, inputs: Arrays, batch: int) -> dict[str, NDArray[Any]]:
+    count = len(next(iter(inputs.values())))
+    fixed = session.inputs[0].shape[0] if session.inputs[0].shape else -1
+    feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
+    slices = list(_slices(count, batch if fixed == -1 else fixed))
+    parts = []
+    for done, part in enumerate(slices, start=1):
+        parts.append(session.run({name: array[part] for name, array in feeds.items()}))
+        isolate.progress(done / len(slices), "infer")
+    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+
+
+def _slices(count: int, batch: int) -> Iterator[slice]:
+    for start in range(0, count, batch):
+        yield slice(start, start + batch)
+
+
+def _padded(array: NDArray[Any], fixed: int) -> NDArray[Any]:
+    """Return ``array`` with its last sample repeated up to a multiple of ``fixed``."""
+    missing = -len(array) % fixed if fixed > 1 else 0
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
+
+
+def _benchmark_in_worker(
+    artifact: Path, runtime: str, inputs: Arrays, how: tuple[int, int, int]
+) -> Benchmark:
+    threads, warmup, runs = how
+    idle = isolate.peak_rss_bytes()
+    started = time.perf_counter()
+    session = runtimes.open_artifact(artifact, runtime, threads=threads)
+    load_s = time.perf_counter() - started
+    count = check_arrays(inputs, session.inputs, "inputs")
+    fixed = max(session.inputs[0].shape[0], 1)
+    feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
+    batches = [
+        {n: np.ascontiguousarray(a[s]) for n, a in feeds.items()} for s in _slices(count, fixed)
+    ]
+    latencies = []
+    gc.disable()
+    for number in range(warmup + runs):
+        feed = batches[number % len(batches)]
+        begun = time.perf_counter()
+        session.run(feed)
+        latencies.append(time.perf_counter() - begun)
+    gc.enable()
+    return Benchmark(
+        tuple(latencies[warmup:]), warmup, threads, load_s, 0, idle, runtimes.version(runtime)
+    )

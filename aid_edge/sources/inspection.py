@@ -136,6 +136,7 @@ def named(names: Sequence[str], found: int, spec: str) -> tuple[str, ...]:
         return ("output",) if found == 1 else tuple(f"output_{i}" for i in range(found))
     if len(names) != found:
         raise SourceError(
-            f"{spec}: the card names {len(names)} outputs ({', '.join(names)}), the model has {found}"
+            f"{spec}: the card names {len(names)} outputs ({', '.join(names)}), "
+            f"the model has {found}"
         )
     return tuple(names)

@@ -49,7 +49,8 @@ _SAME: tuple[frozenset[str], ...] = tuple(
     topk TopK TOPK_V2
     lstm LSTM UNIDIRECTIONAL_SEQUENCE_LSTM
     gru GRU
-    upsample_nearest2d upsample_bilinear2d Resize RESIZE_NEAREST_NEIGHBOR RESIZE_BILINEAR UpSampling2D
+    upsample_nearest2d Resize RESIZE_NEAREST_NEIGHBOR UpSampling2D
+    upsample_bilinear2d Resize RESIZE_BILINEAR UpSampling2D
     cat Concat CONCATENATION Concatenate
     cumsum CumSum CUMSUM
     einsum Einsum
@@ -106,31 +107,29 @@ def refused(uses: Iterable[OperatorUse], profile: HardwareProfile) -> list[Verdi
 
 def shape_refusals(model: SourceModel, profile: HardwareProfile) -> list[str]:
     """Return why ``profile`` cannot take the shapes of ``model``, one line per reason."""
-    reasons = []
-    for tensor in (*model.inputs, *model.outputs):
-        if len(tensor.shape) > profile.shapes.max_rank:
-            reasons.append(
-                f"{tensor.name} has rank {len(tensor.shape)}; {profile.id} takes at most rank "
-                f"{profile.shapes.max_rank}"
-            )
+    most = profile.shapes.max_rank
+    reasons = [
+        f"{tensor.name} has rank {len(tensor.shape)}; {profile.id} takes at most rank {most}"
+        for tensor in (*model.inputs, *model.outputs)
+        if len(tensor.shape) > most
+    ]
+    reasons += [
+        f"operator {use.type}, first at {use.first_node}, has rank {use.max_rank}; "
+        f"{profile.id} takes at most rank {most}"
+        for use in model.uses
+        if use.max_rank > most
+    ]
     for tensor in model.inputs:
-        varying = [axis for axis, size in enumerate(tensor.shape) if size == -1 and axis > 0]
+        varying = [str(axis) for axis, size in enumerate(tensor.shape) if size == -1 and axis > 0]
         if varying:
+            shape = "x".join(str(size) if size > 0 else "N" for size in tensor.shape)
             reasons.append(
-                f"input {tensor.name} {list(tensor.shape)} varies in axis "
-                f"{', '.join(map(str, varying))}; fix it with --input "
-                f"{tensor.name}:{tensor.datatype}:"
-                + "x".join(str(size) if size > 0 else "N" for size in tensor.shape)
+                f"input {tensor.name} {list(tensor.shape)} varies in axis {', '.join(varying)}; "
+                f"fix it with --input {tensor.name}:{tensor.datatype}:{shape}"
             )
         if tensor.shape and tensor.shape[0] > profile.shapes.max_batch:
             reasons.append(
                 f"input {tensor.name} has batch {tensor.shape[0]}; {profile.id} takes at most "
                 f"{profile.shapes.max_batch}"
-            )
-    for use in model.uses:
-        if use.max_rank > profile.shapes.max_rank:
-            reasons.append(
-                f"operator {use.type}, first at {use.first_node}, has rank {use.max_rank}; "
-                f"{profile.id} takes at most rank {profile.shapes.max_rank}"
             )
     return reasons

@@ -39,7 +39,7 @@ _NAMED_KEYS = 5
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
-class Flat(torch.nn.Module):
+class Flat(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
     """A module whose outputs are always a tuple of tensors, whatever structure they had."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
@@ -82,7 +82,7 @@ def inspect(request: SourceRequest) -> Inspection:
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         program = torch.export.export(flat, examples)
-    except Exception as e:  # noqa: BLE001 -- the exporter raises whatever its many parts raise
+    except Exception as e:  # the exporter raises whatever its many parts raise
         raise SourceError(
             f"{request.spec}: torch.export cannot follow the model: {_first_line(e)}",
             hint="Control flow that depends on values must go; see the torch.export documentation.",
@@ -93,7 +93,7 @@ def inspect(request: SourceRequest) -> Inspection:
             count.add(_operator_name(node), _rank(node), node.name)
     inputs = tuple(TensorInfo(i.name, i.datatype, i.shape) for i in declared_inputs(request))
     code = [p for p in (_code_path(request.spec), request.weights) if p is not None]
-    # The architecture may come from packages the file imports: the graph and weights are hashed too.
+    # The architecture may come from packages that the file imports: so the graph is hashed too.
     graph = program.graph_module.code.encode()
     digest = digest_of_files("torch", code, graph, _state_digest(module))
     parameters = sum(p.numel() for p in module.parameters())
@@ -178,7 +178,7 @@ def _run_structured(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], 
     try:
         with torch.inference_mode():
             return module(*tensors)
-    except Exception as e:  # noqa: BLE001 -- the user's forward() may raise anything
+    except Exception as e:  # the user's forward() may raise anything
         shapes = ", ".join(str(list(t.shape)) for t in tensors)
         raise SourceError(f"{spec}: the model fails on inputs {shapes}: {_first_line(e)}") from e
 
@@ -237,16 +237,17 @@ def _call_factory(spec: str) -> torch.nn.Module:
     factory = getattr(code, name, None)
     if not callable(factory):
         choices = [
-            n for n, v in vars(code).items()
-            if callable(v) and not n.startswith("_") and getattr(v, "__module__", "") == code.__name__
-        ]  # fmt: skip
+            found
+            for found, value in vars(code).items()
+            if callable(value) and getattr(value, "__module__", "") == code.__name__
+        ]
         raise SourceError(
             f"{spec}: {where} has no function or class {name!r}",
             hint=f"It has: {', '.join(choices) or 'none'}.",
         )
     try:
         module = factory()
-    except Exception as e:  # noqa: BLE001 -- the user's factory may raise anything
+    except Exception as e:  # the user's factory may raise anything
         raise SourceError(f"{spec}: {name}() raised {type(e).__name__}: {_first_line(e)}") from e
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{spec}: {name}() gave {type(module).__name__}, not a torch.nn.Module")
@@ -254,29 +255,21 @@ def _call_factory(spec: str) -> torch.nn.Module:
 
 
 def _import_code(where: str, spec: str) -> ModuleType:
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
+    if where.endswith(".py"):
         path = Path(where).resolve()
         check_file(path, "model code")
         # As for a script: what lies beside the file can be imported by it.
         sys.path.insert(0, str(path.parent))
-        found = importlib.util.spec_from_file_location(f"aid_edge_source_{path.stem}", path)
-        if found is None or found.loader is None:
-            raise SourceError(f"{path}: is not a Python file")
-        code = importlib.util.module_from_spec(found)
-        sys.modules[found.name] = code
-        found.loader.exec_module(code)
-    except SourceError:
-        raise
+        where = path.stem
+    try:
+        return importlib.import_module(where)
     except ModuleNotFoundError as e:
         hint = "Install it, or name the file: path/to/model.py:factory."
         raise SourceError(f"{spec}: there is no module {e.name!r}", hint=hint) from e
-    except Exception as e:  # noqa: BLE001 -- the user's code may raise anything
+    except Exception as e:  # the user's code may raise anything
         raise SourceError(
             f"{spec}: importing {where} raised {type(e).__name__}: {_first_line(e)}"
         ) from e
-    return code
 
 
 # --- weights ---------------------------------------------------------------------------------
@@ -304,7 +297,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: holds {type(state).__name__}, not a state dict of tensors",
             hint="Save with torch.save(model.state_dict(), path) or as safetensors.",
         )
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
+    return {str(k): v for k, v in state.items()}
 
 
 def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> SourceError:
@@ -320,6 +313,9 @@ def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> SourceError:
 
 def _fit(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     wanted = module.state_dict()
+    if not wanted.keys() & state.keys():
+        # DataParallel saves every key under "module.".
+        state = {k.removeprefix("module."): v for k, v in state.items()}
     # Old checkpoints lack BatchNorm's batch counter, which inference does not use.
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     unknown = [k for k in state if k not in wanted]

@@ -1,0 +1,166 @@
+"""Keras models (``.keras``, ``.h5``), loaded without running code of theirs.
+
+Imported only in worker processes, after ``KERAS_BACKEND`` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from aid_edge.errors import SourceError
+from aid_edge.sources.inspection import (
+    DATATYPES,
+    Inspection,
+    OperatorCount,
+    SourceRequest,
+    check_file,
+    digest_of_files,
+)
+from device_agent.contract.tensors import TensorInfo
+
+
+def load(request: SourceRequest) -> Any:
+    """Return the Keras model; on the torch backend it is a ``torch.nn.Module``.
+
+    Raises:
+        SourceError: Not a whole Keras model, only weights, or it holds code.
+    """
+    path = Path(request.spec)
+    check_file(path, "Keras model")
+    try:
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    except Exception as e:  # h5py, zipfile and Keras raise many kinds for a broken file
+        raise _load_error(path, e) from e
+    if not getattr(model, "inputs", None):
+        raise SourceError(
+            f"{path}: the model was never built, so its inputs are not known",
+            hint="Call it once on data, or start it with keras.Input, and save it again.",
+        )
+    if keras.backend.backend() == "torch":
+        model.eval()
+    return model
+
+
+def inspect(request: SourceRequest) -> Inspection:
+    """Return the facts about the model that ``request`` names.
+
+    Raises:
+        SourceError: It cannot be read.
+    """
+    model = load(request)
+    count = OperatorCount()
+    for layer in _layers(model):
+        if type(layer).__name__ != "InputLayer":
+            count.add(type(layer).__name__, _rank(layer), layer.name)
+    digest = digest_of_files("keras", [Path(request.spec)])
+    outputs = tuple(_info(t, request.spec) for t in model.outputs)
+    if request.output_names:
+        if len(request.output_names) != len(outputs):
+            raise SourceError(
+                f"{request.spec}: the card names {len(request.output_names)} outputs, "
+                f"the model has {len(outputs)}"
+            )
+        outputs = tuple(
+            TensorInfo(n, o.datatype, o.shape)
+            for n, o in zip(request.output_names, outputs, strict=True)
+        )
+    inputs = declared_inputs(request, model)
+    return Inspection(inputs, outputs, count.uses, int(model.count_params()), digest)
+
+
+def declared_inputs(request: SourceRequest, model: Any) -> tuple[TensorInfo, ...]:
+    """Return the model's inputs, with sizes and names as the request declares them.
+
+    Raises:
+        SourceError: The request contradicts the file.
+    """
+    found = [_info(t, request.spec) for t in model.inputs]
+    if not request.inputs:
+        return tuple(found)
+    if len(request.inputs) != len(found):
+        raise SourceError(
+            f"{request.spec}: {len(request.inputs)} inputs are declared, it has {len(found)}"
+        )
+    for wanted, actual in zip(request.inputs, found, strict=True):
+        fits = len(wanted.shape) == len(actual.shape) and all(
+            b in {-1, a} for a, b in zip(wanted.shape, actual.shape, strict=True)
+        )
+        if not fits or wanted.datatype != actual.datatype:
+            raise SourceError(
+                f"{request.spec}: input {wanted.name} is declared {wanted.datatype} "
+                f"{list(wanted.shape)}, the file has {actual.datatype} {list(actual.shape)}"
+            )
+    return tuple(TensorInfo(w.name, w.datatype, w.shape) for w in request.inputs)
+
+
+def run(
+    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice]
+) -> Iterator[list[np.ndarray[Any, Any]]]:
+    """Yield the outputs of the model for each slice of ``inputs``.
+
+    Raises:
+        SourceError: The model cannot be loaded or fails.
+    """
+    model = load(request)
+    names = [i.name for i in declared_inputs(request, model)]
+    for batch in batches:
+        arrays = [keras.ops.convert_to_tensor(inputs[name][batch]) for name in names]
+        try:
+            outputs = model(arrays if len(arrays) > 1 else arrays[0], training=False)
+        except Exception as e:  # layers raise whatever their backend raises
+            raise SourceError(f"{request.spec}: the model fails: {_first_line(e)}") from e
+        yield [keras.ops.convert_to_numpy(t) for t in keras.tree.flatten(outputs)]
+
+
+def _layers(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        if getattr(layer, "layers", None):
+            yield from _layers(layer)
+        else:
+            yield layer
+
+
+def _rank(layer: Any) -> int:
+    try:
+        tensors = keras.tree.flatten([layer.input, layer.output])
+    except (AttributeError, ValueError):
+        # A layer that is used several times, or not at all, has no one input.
+        return 0
+    return max((len(t.shape) for t in tensors), default=0)
+
+
+def _info(tensor: Any, spec: str) -> TensorInfo:
+    name = keras.backend.standardize_dtype(tensor.dtype)
+    if name not in DATATYPES:
+        raise SourceError(f"{spec}: {tensor.name} is {name}, which has no type on the wire")
+    shape = tuple(-1 if size is None else int(size) for size in tensor.shape)
+    return TensorInfo(tensor.name, DATATYPES[name], shape)  # type: ignore[arg-type]
+
+
+def _load_error(path: Path, error: BaseException) -> SourceError:
+    text = str(error)
+    if "safe_mode" in text or "unsafe" in text.lower() or "lambda" in text.lower():
+        return SourceError(
+            f"{path}: holds code (such as a Lambda layer), which is not run",
+            cause=_first_line(error),
+            hint="Replace the Lambda layer by a registered layer of its own.",
+        )
+    if "No model config found" in text or "weights file" in text:
+        return SourceError(
+            f"{path}: holds weights but no model",
+            hint="Save the whole model: model.save('model.keras').",
+        )
+    return SourceError(
+        f"{path}: is not a whole Keras model: {_first_line(error)}",
+        hint="It may be cut short, or need layers that are not part of Keras.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

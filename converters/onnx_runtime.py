@@ -1,0 +1,87 @@
+"""ONNX Runtime: float and static int8 ONNX models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from aid_edge.converter import Arrays, Artifact
+from aid_edge.errors import ConversionError, UnsupportedModelError
+from aid_edge.model import SourceModel
+from aid_edge.recipe import Recipe, StaticInt8
+from aid_edge.sources.operators import refused, shape_refusals
+from device_agent.contract.profile import HardwareProfile
+
+OPSET_DEFAULT = 20
+OPSET_MIN = 13
+"""Per-channel QuantizeLinear came with opset 13."""
+
+
+class OnnxRuntimeConverter:
+    """Exports to ONNX and quantizes in QDQ form, which ONNX Runtime fuses to integer kernels."""
+
+    runtime: ClassVar[str] = "onnx_runtime"
+    accepts: ClassVar[frozenset[str]] = frozenset({"torch", "keras", "onnx"})
+    methods: ClassVar[frozenset[str]] = frozenset({"float32", "static-int8", "static-int8-nncf"})
+
+    def check(self, model: SourceModel, profile: HardwareProfile) -> None:
+        """Return if ``model`` can be converted for ``profile``; does no work.
+
+        Raises:
+            UnsupportedModelError: It cannot; names operators, nodes, rules and ways out.
+        """
+        reasons = [verdict.reason for verdict in refused(model.uses, profile)]
+        reasons += shape_refusals(model, profile)
+        runtime = profile.runtime(self.runtime)
+        if runtime is None:
+            reasons.append(f"{profile.id} has no runtime {self.runtime}")
+        elif runtime.opset_max is not None:
+            reasons += _opset_refusals(model, runtime.opset_max, profile)
+        if reasons:
+            raise UnsupportedModelError(
+                f"{model.spec} cannot be converted to {self.runtime} for {profile.id}",
+                reasons,
+                hint="Choose another profile or runtime, or change the model where it is named.",
+            )
+
+    def convert(
+        self,
+        model: SourceModel,
+        recipe: Recipe,
+        calibration: Arrays | None,
+        profile: HardwareProfile,
+        out: Path,
+    ) -> Artifact:
+        """Write ``model.onnx`` into ``out``; see :class:`aid_edge.converter.Converter`."""
+        # The toolchain takes seconds to import and is only there with the extra `convert`.
+        from converters import onnx_export, onnx_quantize  # noqa: PLC0415
+
+        final = out / "model.onnx"
+        floating = out / "float.onnx"
+        onnx_export.export(model, profile, opset_for(profile), floating)
+        if not isinstance(recipe.quantize, StaticInt8):
+            floating.rename(final)
+            return Artifact(final, tools=onnx_export.tools(model))
+        if calibration is None:
+            raise ConversionError(f"{recipe.title} needs calibration data")
+        onnx_quantize.quantize(floating, recipe.quantize, calibration, profile, final)
+        floating.unlink()
+        return Artifact(
+            final, tools=onnx_export.tools(model) | onnx_quantize.tools(recipe.quantize)
+        )
+
+
+def opset_for(profile: HardwareProfile) -> int:
+    """Return the opset to export for ``profile``."""
+    runtime = profile.runtime(OnnxRuntimeConverter.runtime)
+    most = runtime.opset_max if runtime is not None and runtime.opset_max else OPSET_DEFAULT
+    return min(most, OPSET_DEFAULT)
+
+
+def _opset_refusals(model: SourceModel, opset_max: int, profile: HardwareProfile) -> list[str]:
+    if model.opset > opset_max:
+        way_out = "export it again with a lower opset_version"
+        return [f"the model uses opset {model.opset}, over {opset_max} of {profile.id}: {way_out}"]
+    if opset_max < OPSET_MIN:
+        return [f"{profile.id} takes at most opset {opset_max}; at least {OPSET_MIN} is written"]
+    return []
