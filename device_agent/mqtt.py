@@ -186,12 +186,12 @@ class _Session:
 
     def open(self, will: Publication) -> None:
         """Connect and start paho's thread; the inbox says when the connection stands."""
-        will_properties = Properties(PacketTypes.WILLMESSAGE)
+        will_properties = _properties(PacketTypes.WILLMESSAGE)
         will_properties.WillDelayInterval = WILL_DELAY_S
         self._client.will_set(
             will.topic, will.payload, will.qos, will.retain, properties=will_properties
         )
-        properties = Properties(PacketTypes.CONNECT)
+        properties = _properties(PacketTypes.CONNECT)
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
         properties.MaximumPacketSize = MAX_PACKET_BYTES
         self._client.connect(
@@ -207,7 +207,7 @@ class _Session:
     def publish(self, publication: Publication, wait_s: float) -> None:
         properties: Properties | None = None
         if publication.expiry_s is not None:
-            properties = Properties(PacketTypes.PUBLISH)
+            properties = _properties(PacketTypes.PUBLISH)
             properties.MessageExpiryInterval = publication.expiry_s
         info = self._client.publish(
             publication.topic,
@@ -263,13 +263,17 @@ class _Session:
             topic = message.topic
         except UnicodeDecodeError:
             return
-        self._tell(Received(topic, message.payload))
+        self._tell(Received(topic, bytes(message.payload)))
 
     def _on_disconnect(
         self, _client: paho.Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any
     ) -> None:
         self.is_up = False
         self._tell(_Lost(str(code), code.value))
+
+
+def _properties(packet: int) -> Properties:
+    return Properties(packet)  # type: ignore[no-untyped-call]
 
 
 def _no_delay(_client: paho.Client, _data: Any, sock: Any) -> None:

@@ -110,7 +110,7 @@ class Transport(Protocol):
 
 
 class Backoff:
-    """Waiting times between attempts: exponential with full jitter (contract §2.5).
+    """Waiting times between attempts: exponential with full jitter (contract §3.5).
 
     Full jitter is from M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015:
     uniform between zero and the bound, so that a fleet does not come back all at once.
@@ -119,7 +119,7 @@ class Backoff:
     def __init__(
         self, *, cap_s: float, base_s: float = 1.0, floor: float = 0.0, rng: random.Random
     ) -> None:
-        """Args say the bounds.
+        """Begin with the shortest wait.
 
         Args:
             cap_s: Longest wait in seconds.
@@ -133,7 +133,7 @@ class Backoff:
     def next_s(self) -> float:
         """Return how long to wait now, in seconds; the bound of the next wait is twice as far."""
         # 2**30 s is over any cap; the exponent is bounded so that it stays a small number.
-        bound_s = min(self._cap_s, self._base_s * 2 ** min(self._attempts, 30))
+        bound_s = min(self._cap_s, self._base_s * 2.0 ** min(self._attempts, 30))
         self._attempts += 1
         return bound_s * (self._floor + (1 - self._floor) * self._rng.random())
 

@@ -1,4 +1,4 @@
-"""A blob on disk while its chunks arrive: reserved first, written in place, resumed after a kill."""
+"""A blob on disk while its chunks arrive: reserved, written in place, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class PartialBlob:
             need = max(size - found.st_blocks * 512, 0)
             room = os.statvfs(self._path.parent)
             if need and room.f_bavail * room.f_frsize < need + RESERVE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - one message
             os.posix_fallocate(self._file, 0, size)
         except OSError as e:
             raise StoreError(
