@@ -254,6 +254,8 @@ class Worker:
     def close(self) -> None:
         """End the process and wait until it is gone; may be called twice."""
         self._closing = True
+        with self._death_lock:
+            self._death = self._death or SandboxError("the worker was closed")
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -301,8 +303,8 @@ class Worker:
             while self._stale:
                 # The answer to a request whose deadline was missed comes first.
                 self._receive(until_s)
-            if self._death or self._closing:
-                raise self._death or WorkerCrashedError("the worker was closed")
+            if self._death:
+                raise self._death
             self._seq += 1
             self._busy_until_s, self._stale = time.monotonic() + hang_s, True
             # Once begun, a request is sent whole: half of one would cost the worker.
@@ -381,9 +383,7 @@ class Worker:
         busy_until_s = self._busy_until_s
         if busy_until_s is not None and time.monotonic() > busy_until_s:
             hang_s = self._hang_s
-            self._kill(
-                WorkerTimeoutError(f"the worker hung for over {hang_s:g} s", limit_s=hang_s)
-            )
+            self._kill(WorkerTimeoutError(f"the worker hung for over {hang_s:g} s", limit_s=hang_s))
 
 
 def _missed(deadline_s: float) -> MissedDeadlineError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import struct
 import sys
@@ -94,5 +93,5 @@ def drop_capabilities() -> None:
 
 
 def _interpreter_paths() -> list[Path]:
-    roots = {sys.prefix, sys.base_prefix, sys.exec_prefix, os.path.dirname(sys.executable)}
+    roots = {sys.prefix, sys.base_prefix, sys.exec_prefix}
     return [Path(p) for p in (*roots, *(p for p in sys.path if p), *_SYSTEM_PATHS)]
