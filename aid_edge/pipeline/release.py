@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-
 from aid_edge.catalogue.draft import (
     FILE_NAME,
     DraftFile,
@@ -59,6 +58,7 @@ class Chosen:
     Attributes:
         golden: How golden vectors are judged.
         golden_frame: Their bytes.
+        provenance: JSON of what it was made from and with.
     """
 
     candidate: Candidate
@@ -67,18 +67,20 @@ class Chosen:
     profile_digest: str
     golden: Golden
     golden_frame: bytes
+    provenance: bytes
 
 
 @dataclass(frozen=True)
 class About:
-    """What all releases of one conversion share."""
+    """What all releases of one conversion share; ``report`` is HTML, ``report_data`` JSON."""
 
     model: SourceModel
     name: str
     version: str
     task: Literal["classification", "other"]
     calibration_digest: str | None
-    provenance: bytes
+    report: bytes
+    report_data: bytes
 
 
 def check_writable(out: Path) -> None:
@@ -102,14 +104,13 @@ def output_errors(out: Path) -> Iterator[None]:
         raise OutputError(f"{e.filename or out}: cannot be written: {e.strerror or e}") from e
 
 
-def write_release(out: Path, about: About, chosen: Chosen, report: tuple[bytes, bytes]) -> Path:
+def write_release(out: Path, about: About, chosen: Chosen) -> Path:
     """Write ``out/<profile>/release`` and return it; one that was there is replaced as a whole.
 
     Args:
         out: Folder of the conversion.
         about: What all its releases share.
         chosen: What is released.
-        report: The HTML page and its JSON twin.
 
     Raises:
         OutputError: It cannot be written.
@@ -121,9 +122,9 @@ def write_release(out: Path, about: About, chosen: Chosen, report: tuple[bytes, 
         labels = about.model.card.labels if about.model.card is not None else ()
         contents: list[tuple[Role, str, bytes]] = [
             ("golden", "golden.tensors", chosen.golden_frame),
-            ("report", "report.html", report[0]),
-            ("report-data", "report.json", report[1]),
-            ("provenance", "provenance.json", about.provenance),
+            ("report", "report.html", about.report),
+            ("report-data", "report.json", about.report_data),
+            ("provenance", "provenance.json", chosen.provenance),
         ]
         if labels:
             contents.append(("labels", "labels.txt", "".join(f"{x}\n" for x in labels).encode()))

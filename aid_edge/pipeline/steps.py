@@ -70,7 +70,6 @@ class Engine(Protocol):
         inputs: Arrays,
         *,
         batch: int = 8,
-        threads: int = 1,
         on_progress: Progress | None = None,
     ) -> dict[str, Array]:
         """See :func:`aid_edge.runner.source_outputs`."""

@@ -1,0 +1,153 @@
+"""``aid-edge convert``: compress and export a model for hardware profiles."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aid_edge.cli.output import Output, emit, json_option, table
+from aid_edge.errors import GateMissedError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from aid_edge.pipeline.request import ConvertResult, Progress
+
+SCHEMA = "aid-edge/convert/v1"
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--profile", "profiles", multiple=True, required=True, help="Hardware profile; repeatable."
+)
+@click.option("--out", type=_FOLDER, required=True, help="Folder for report and releases.")
+@click.option("--weights", type=_FILE, help="State dict of a PyTorch model.")
+@click.option("--model-card", type=_FILE, help="Model card. [default: model.toml beside the model]")
+@click.option(
+    "--calibration", metavar="DATA", help="Inputs to calibrate int8 on; no labels needed."
+)
+@click.option("--evaluate", metavar="DATA", help="Labelled data to measure accuracy on.")
+@click.option(
+    "--fidelity", metavar="DATA", help="Inputs to compare outputs on. [default: --evaluate's]"
+)
+@click.option("--runtime", "runtimes", multiple=True, help="Only this runtime; repeatable.")
+@click.option("--name", help="Name of the releases. [default: the card's]")
+@click.option("--version", help="Version of the releases. [default: the card's]")
+@click.option("--cache", type=_FOLDER, help="Step cache. [default: $XDG_CACHE_HOME/aid-edge/steps]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all random numbers.")
+@json_option
+@click.pass_obj
+def command(output: Output, as_json: bool, **options: Any) -> None:
+    """Compress and export SOURCE for hardware profiles, and say honestly what was lost.
+
+    SOURCE is an ONNX (.onnx) or Keras (.keras, .h5) file, or path/to/file.py:factory or
+    module:factory of a PyTorch model. DATA is an .npz with one array per input (and labels), a
+    folder of images (with one folder per class when labelled), or module:callable.
+
+    \b
+    Writes  OUT/report.html, OUT/report.json
+            OUT/<profile>/release/   ready for `aid-edge publish`
+    """  # noqa: D301 -- \b is Click's mark for lines that are not to be wrapped
+    try:
+        result = _convert(output, options)
+    except ModuleNotFoundError as e:
+        raise MissingDependencyError("converting", e.name or "?", "convert") from e
+    emit(SCHEMA, _as_json(result), _as_text(result), as_json=as_json)
+    if not result.report.is_complete:
+        missed = [p for p in result.report.profiles if p.chosen is None]
+        raise GateMissedError(
+            f"no candidate passes for {', '.join(p.id for p in missed)}",
+            cause="; ".join(p.verdict for p in missed),
+            hint=f"The report says why: {result.html}",
+        )
+
+
+def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
+    # Imported here: these need the convert extra, and --help must not.
+    from aid_edge.pipeline.convert import run  # noqa: PLC0415
+    from aid_edge.pipeline.request import ConvertRequest  # noqa: PLC0415
+    from aid_edge.profiles import load_profile  # noqa: PLC0415
+
+    request = ConvertRequest(
+        source=options["source"],
+        targets=tuple(load_profile(name) for name in options["profiles"]),
+        out=options["out"],
+        weights=options["weights"],
+        card=options["model_card"],
+        calibration=options["calibration"],
+        evaluation=options["evaluate"],
+        fidelity=options["fidelity"],
+        runtimes=options["runtimes"],
+        name=options["name"],
+        version=options["version"],
+        cache=options["cache"],
+        seed=options["seed"],
+        command=shlex.join(["aid-edge", *sys.argv[1:]]),
+    )
+    with _progress(output) as on_progress:
+        return run(request, on_progress=on_progress)
+
+
+@contextlib.contextmanager
+def _progress(output: Output) -> Iterator[Progress]:
+    """Give what draws one bar per task on a terminal, else says each task once, on stderr."""
+    if not output.progress:
+        told: set[str] = set()
+
+        def say(task: str, _share: float, what: str) -> None:
+            if task not in told:
+                told.add(task)
+                output.note(f"{task}: {what}")
+            else:
+                output.detail(f"{task}: {what}")
+
+        yield say
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(), TextColumn("{task.fields[what]}", style="dim"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        ids: dict[str, Any] = {}
+
+        def draw(task: str, share: float, what: str) -> None:
+            if task not in ids:
+                ids[task] = bars.add_task(task, total=1.0, what=what)
+            bars.update(ids[task], completed=share, what=what if share < 1 else "")
+
+        yield draw
+
+
+def _as_text(result: ConvertResult) -> str:
+    from aid_edge.pipeline.request import HEADINGS, rows  # noqa: PLC0415
+
+    lines = [table(HEADINGS, rows(result.report)), ""]
+    if any(p.latency != "host" for p in result.report.profiles):
+        lines.append("* chosen; ~ estimate, not measured on this kind of device")
+    else:
+        lines.append("* chosen")
+    for profile in result.report.profiles:
+        lines += ["", f"{profile.id}: {profile.verdict}", *(f"  - {n}" for n in profile.notes)]
+    lines += ["", f"report:  {result.html}"]
+    lines += [f"release: {path}" for path in result.releases.values()]
+    return "\n".join(lines)
+
+
+def _as_json(result: ConvertResult) -> dict[str, Any]:
+    import msgspec  # noqa: PLC0415
+
+    return {
+        "report": str(result.html),
+        "releases": {name: str(path) for name, path in result.releases.items()},
+        "profiles": msgspec.to_builtins(result.report.profiles),
+    }

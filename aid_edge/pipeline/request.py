@@ -1,0 +1,129 @@
+"""What a conversion is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aid_edge.pipeline.findings import ProfileFinding, Report
+from aid_edge.pipeline.text import milliseconds, percent, points, size
+from device_agent.contract.profile import HardwareProfile
+
+HTML_NAME = "report.html"
+JSON_NAME = "report.json"
+
+Progress = Callable[[str, float, str], None]
+"""Called with the task, the share of it that is done, 0 to 1, and what is being done."""
+
+
+@dataclass(frozen=True)
+class ConvertRequest:
+    """One conversion: a source model for one or more profiles.
+
+    Attributes:
+        source: Path of a model, or ``module:factory``.
+        targets: Profiles with the digests of their files.
+        out: Folder for report and releases.
+        card: Model card; else ``model.toml`` beside the model.
+        calibration: Data to calibrate int8 on; no labels needed.
+        evaluation: Labelled data to measure accuracy on.
+        fidelity: Unlabelled data to compare outputs on; the evaluation inputs when None.
+        runtimes: Only these; empty means all of each profile.
+        name: Of the releases; else the card's.
+        version: Of the releases; else the card's.
+        cache: Folder of the step cache; None is the default one.
+        command: How the user asked for it, for the provenance.
+    """
+
+    source: str
+    targets: tuple[tuple[HardwareProfile, str], ...]
+    out: Path
+    weights: Path | None = None
+    card: Path | None = None
+    calibration: str | None = None
+    evaluation: str | None = None
+    fidelity: str | None = None
+    runtimes: tuple[str, ...] = ()
+    name: str | None = None
+    version: str | None = None
+    cache: Path | None = None
+    seed: int = 0
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What came of a conversion.
+
+    Attributes:
+        report: Everything that was found.
+        folder: Where ``report.html``, ``report.json`` and the releases are.
+        releases: Profile id to release folder; a profile whose every candidate missed a gate
+            has none.
+    """
+
+    report: Report
+    folder: Path
+    releases: Mapping[str, Path]
+
+    @property
+    def html(self) -> Path:
+        """The report for people."""
+        return self.folder / HTML_NAME
+
+    def profile(self, name: str) -> ProfileFinding:
+        """Return what was found for the profile with this id.
+
+        Raises:
+            KeyError: It was not converted for.
+        """
+        for profile in self.report.profiles:
+            if profile.id == name:
+                return profile
+        raise KeyError(name)
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook, in a frame of its own so that styles do not mix."""
+        page = self.html.read_text().replace("&", "&amp;").replace('"', "&quot;")
+        return (
+            f'<iframe title="Conversion report" sandbox srcdoc="{page}" '
+            'style="width:100%;height:40em;border:0"></iframe>'
+        )
+
+
+HEADINGS = ("", "PROFILE", "CANDIDATE", "SIZE", "P50", "P95", "TOP-1 (DROP)", "AGREES", "OUTCOME")
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    """Return one line per candidate under ``HEADINGS``; ``~`` marks estimates."""
+    lines = []
+    for profile in report.profiles:
+        for c in profile.candidates:
+            accuracy, fidelity = c.accuracy, c.fidelity
+            agreement = None if fidelity is None else fidelity.agreement
+            lines.append(
+                (
+                    "*" if c.id == profile.chosen else "",
+                    profile.id,
+                    c.id,
+                    _show(c.value("artifact_bytes"), size),
+                    _latency(profile, c.value("latency_p50")),
+                    _latency(profile, c.value("latency_p95")),
+                    "-"
+                    if accuracy is None
+                    else f"{percent(accuracy.candidate)} ({points(accuracy.drop)}, n={accuracy.n})",
+                    _show(agreement, percent),
+                    "" if c.outcome is None else c.outcome.code,
+                )
+            )
+    return lines
+
+
+def _latency(profile: ProfileFinding, seconds: float | None) -> str:
+    mark = "" if profile.latency == "host" else "~"
+    return mark + _show(seconds, milliseconds)
+
+
+def _show(value: float | None, how: Callable[[float], str]) -> str:
+    return "-" if value is None else how(value)
