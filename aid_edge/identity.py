@@ -26,6 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from aid_edge.errors import HomeError, UsageError
 from device_agent.contract.names import check_identifier
+from device_agent.contract.topics import check_device
 
 CA_KEY = "ca.key"
 CA_CERTIFICATE = "ca.pem"
@@ -131,15 +132,13 @@ class Authority:
         """The certificate that devices and hub trust."""
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue_device(
-        self, device: str, *, now: dt.datetime | None = None
-    ) -> tuple[bytes, bytes]:
+    def issue_device(self, device: str, *, now: dt.datetime | None = None) -> tuple[bytes, bytes]:
         """Return a new private key and a client certificate for ``device``, both PEM.
 
         Raises:
             MalformedMessageError: ``device`` is not a valid identifier.
         """
-        check_identifier("device", device)
+        check_device(device)
         return self._issue(device, ExtendedKeyUsageOID.CLIENT_AUTH, (), now)
 
     def issue_hub(
@@ -167,9 +166,7 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         public = key.public_key()
         issued = now or dt.datetime.now(dt.UTC)
-        until = min(
-            issued + dt.timedelta(days=LEAF_DAYS), self._certificate.not_valid_after_utc
-        )
+        until = min(issued + dt.timedelta(days=LEAF_DAYS), self._certificate.not_valid_after_utc)
         issuer = self._certificate.public_key()
         builder = (
             _builder(_name(common_name), self._certificate.subject, public, until)
