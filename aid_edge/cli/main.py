@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import click
 
 from aid_edge.cli.output import Output, report_error
+from aid_edge.errors import HostError, MissingDependencyError
 from device_agent.contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, AidError
 
 VERBS: dict[str, str] = {
@@ -29,24 +31,39 @@ VERBS: dict[str, str] = {
     "rollback": "Make devices run the release they ran before.",
     "devices": "List and show the devices of the fleet.",
     "feedback": "List what people said of predictions.",
+    "completion": "Print a completion script for bash, zsh or fish.",
 }
 """Verb to its one line of help, kept here so that ``--help`` imports no verb."""
+
+
+EXTRAS: dict[str, str] = {
+    **dict.fromkeys(("inspect", "convert", "report"), "convert"),
+    **dict.fromkeys(("hub", "deploy", "rollback", "devices", "feedback"), "hub"),
+    "flash": "flash",
+}
+"""Verb to the extra that has its packages; the others need none."""
 
 
 class _LazyGroup(click.Group):
     """A group whose commands live in ``aid_edge.cli.<verb>``, attribute ``command``."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  Click's signature
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
-            return None
+            close = difflib.get_close_matches(cmd_name, VERBS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"No such verb {cmd_name!r}.{hint}")
         module = importlib.import_module(f"aid_edge.cli.{cmd_name}")
         command: click.Command = module.command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002  Click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 
@@ -89,12 +106,33 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our stdout went away; nothing is wrong with the work.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except AidError as e:
+    except (AidError, OSError, ModuleNotFoundError) as e:
         if verbose:
             traceback.print_exc()
-        report_error(e, as_json=as_json)
-        return e.exit_code
+        error = _as_aid_error(e, words)
+        report_error(error, as_json=as_json)
+        return error.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _as_aid_error(error: Exception, words: list[str]) -> AidError:
+    """Return what a person can act on: the error itself, a missing extra, or what the system said.
+
+    Raises:
+        ModuleNotFoundError: One of our own modules is missing, which is a bug.
+    """
+    if isinstance(error, AidError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        verb = next((word for word in words if word in VERBS), "")
+        if missing in {"aid_edge", "device_agent", "converters", ""}:
+            raise error
+        return MissingDependencyError(f"aid-edge {verb}", missing, EXTRAS.get(verb, "all"))
+    return HostError(
+        f"the system refused: {error}",
+        hint="Check that the path is right, may be written, and that the disk is not full.",
+    )
 
 
 def main() -> None:
