@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @home_option
 @json_option
 @click.pass_obj
-def command(
+def command(  # noqa: PLR0917 - Click passes options by name
     out: Output,
     profile: str,
     device: str,
