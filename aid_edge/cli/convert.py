@@ -44,7 +44,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all random numbers.")
 @json_option
 @click.pass_obj
-def command(output: Output, as_json: bool, **options: Any) -> None:
+def command(output: Output, /, as_json: bool, **options: Any) -> None:
     """Compress and export SOURCE for hardware profiles, and say honestly what was lost.
 
     SOURCE is an ONNX (.onnx) or Keras (.keras, .h5) file, or path/to/file.py:factory or
@@ -55,10 +55,7 @@ def command(output: Output, as_json: bool, **options: Any) -> None:
     Writes  OUT/report.html, OUT/report.json
             OUT/<profile>/release/   ready for `aid-edge publish`
     """  # noqa: D301 -- \b is Click's mark for lines that are not to be wrapped
-    try:
-        result = _convert(output, options)
-    except ModuleNotFoundError as e:
-        raise MissingDependencyError("converting", e.name or "?", "convert") from e
+    result = _convert(output, options)
     emit(SCHEMA, _as_json(result), _as_text(result), as_json=as_json)
     if not result.report.is_complete:
         missed = [p for p in result.report.profiles if p.chosen is None]
@@ -70,10 +67,13 @@ def command(output: Output, as_json: bool, **options: Any) -> None:
 
 
 def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
-    # Imported here: these need the convert extra, and --help must not.
-    from aid_edge.pipeline.convert import run  # noqa: PLC0415
-    from aid_edge.pipeline.request import ConvertRequest  # noqa: PLC0415
-    from aid_edge.profiles import load_profile  # noqa: PLC0415
+    try:
+        # Imported here: these need the convert extra, and --help must not.
+        from aid_edge.pipeline.convert import run  # noqa: PLC0415
+        from aid_edge.pipeline.request import ConvertRequest  # noqa: PLC0415
+        from aid_edge.profiles import load_profile  # noqa: PLC0415
+    except ModuleNotFoundError as e:
+        raise MissingDependencyError("converting", e.name or "?", "convert") from e
 
     request = ConvertRequest(
         source=options["source"],

@@ -26,9 +26,9 @@ def judge(candidate: Candidate, hard: Hard, *, latency_known: bool) -> tuple[Gat
             or estimated by a calibrated cost table.
     """
     gates = [
-        _at_most("artifact-size", candidate.figure("artifact_bytes"), hard.artifact, "B"),
-        _at_most("peak-memory", candidate.figure("peak_rss"), hard.peak_ram, "B"),
-        _latency(candidate.figure("latency_p95"), hard.latency_p95, known=latency_known),
+        _at_most("artifact-size", candidate.figure("artifact_bytes"), float(hard.artifact), "B"),
+        _at_most("peak-memory", candidate.figure("peak_rss"), float(hard.peak_ram), "B"),
+        _latency(candidate.figure("latency_p95"), float(hard.latency_p95), known=latency_known),
         accuracy_gate(candidate.accuracy, hard.accuracy_share),
     ]
     if candidate.fidelity is not None:

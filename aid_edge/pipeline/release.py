@@ -185,9 +185,9 @@ def _draft(about: About, chosen: Chosen, files: tuple[DraftFile, ...]) -> Releas
         preprocess=preprocess,
         postprocess=postprocess,
         limits=Limits(
-            memory_bytes=hard.peak_ram,
+            memory_bytes=int(hard.peak_ram),
             threads=runtime.threads,
-            deadline_s=max(MIN_DEADLINE_S, DEADLINE_FACTOR * hard.latency_p95),
+            deadline_s=max(MIN_DEADLINE_S, DEADLINE_FACTOR * float(hard.latency_p95)),
         ),
         golden=chosen.golden,
         files=files,

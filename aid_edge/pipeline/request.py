@@ -97,7 +97,7 @@ HEADINGS = ("", "PROFILE", "CANDIDATE", "SIZE", "P50", "P95", "TOP-1 (DROP)", "A
 
 def rows(report: Report) -> list[tuple[str, ...]]:
     """Return one line per candidate under ``HEADINGS``; ``~`` marks estimates."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for profile in report.profiles:
         for c in profile.candidates:
             accuracy, fidelity = c.accuracy, c.fidelity

@@ -19,13 +19,8 @@ from aid_edge.model import SourceModel
 from aid_edge.pipeline.cache import Cache, source_version
 from aid_edge.pipeline.candidates import Plan
 from aid_edge.recipe import Recipe
-from aid_edge.runner import (
-    Benchmark,
-    Closeness,
-    ConversionRequest,
-    ConversionResult,
-    Placement,
-)
+from aid_edge.runner import Benchmark, Closeness, ConversionRequest, ConversionResult
+from aid_edge.runtimes import Placement
 from device_agent.contract.names import digest_of
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
