@@ -176,6 +176,8 @@ def _start(diagnosis: IO[bytes]) -> subprocess.Popen[bytes]:
             bufsize=0,
             env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
             cwd="/",
+            # Ctrl-C is for the supervisor; the step ends with its pipes.
+            start_new_session=True,
         )
     except OSError as e:
         raise UnverifiableError(f"the trust step cannot be started: {e}") from e

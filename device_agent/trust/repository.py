@@ -103,8 +103,10 @@ def clock_floor_unix_s(folder: Path, root: bytes) -> float:
             f"the TUF root metadata cannot be read: {e}", hint="Flash the device again."
         ) from e
     with contextlib.suppress(OSError, exceptions.RepositoryError):
-        newest = Metadata[Root].from_bytes((folder / "root.json").read_bytes())
-        floor = max(floor, _signed_at(newest))
+        stored = Metadata[Root].from_bytes((folder / "root.json").read_bytes())
+        if stored.signed.version > newest.signed.version:
+            newest = stored
+            floor = max(floor, _signed_at(stored))
     with contextlib.suppress(OSError, exceptions.RepositoryError, ValueError):
         timestamp = Metadata[Timestamp].from_bytes((folder / TIMESTAMP_FILE).read_bytes())
         newest.signed.verify_delegate(Timestamp.type, timestamp.signed_bytes, timestamp.signatures)

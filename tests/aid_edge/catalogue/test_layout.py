@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,27 @@ def test_published_releases_are_a_valid_layout(tmp_path: Path) -> None:
         assert [(x["digest"], x["size"], x["mediaType"]) for x in manifest["layers"]] == [
             (b.digest, b.size, MEDIA_TYPES[b.role]) for b in blobs
         ]
+
+
+def test_a_foreign_tool_copies_a_release_with_its_digest(tmp_path: Path) -> None:
+    skopeo = shutil.which("skopeo")
+    if skopeo is None:
+        pytest.skip("skopeo is not installed (apt install skopeo)")
+    home = make_home(tmp_path / "home")
+    (published,) = publish(home, [make_draft(tmp_path / "out")])
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    subprocess.run(
+        [
+            *(skopeo, "--policy", tmp_path / "policy.json", "copy"),
+            f"oci:{home.catalogue}:digits/generic-x86_64:1.0.0",
+            f"oci:{tmp_path / 'copy'}:digits:1.0.0",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (entry,) = json.loads((tmp_path / "copy" / "index.json").read_bytes())["manifests"]
+    assert entry["digest"] == published.digest
 
 
 def test_packing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

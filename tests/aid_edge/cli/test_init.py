@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from aid_edge.catalogue.keys import KeyRole, is_encrypted
-from aid_edge.cli.main import run
+from aid_edge.catalogue.keys import KeyRole, is_encrypted, load_signer
+from aid_edge.cli.main import cli, run
 from aid_edge.home import ENVIRONMENT, open_home
 
 
@@ -37,6 +38,18 @@ def test_init_takes_a_passphrase_from_a_file(tmp_path: Path) -> None:
     words = ["init", str(tmp_path / "home"), "--fleet", "a", "--passphrase-file", str(secret)]
     assert run(words) == 0
     assert is_encrypted(tmp_path / "home" / "keys", KeyRole.PUBLISHER)
+
+
+def test_init_asks_for_a_passphrase_twice(tmp_path: Path) -> None:
+    words = ["init", str(tmp_path / "home"), "--fleet", "a", "--passphrase"]
+    runner = CliRunner()
+    result = runner.invoke(cli, words, input="correct horse\ncorrect mule\n")
+    assert result.exit_code != 0
+    assert not (tmp_path / "home").exists()
+    result = runner.invoke(cli, words, input="correct horse\ncorrect horse\n")
+    assert result.exit_code == 0
+    assert "correct horse" not in result.output
+    assert load_signer(tmp_path / "home" / "keys", KeyRole.ROOT, b"correct horse")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\n", b"x" * 2000])

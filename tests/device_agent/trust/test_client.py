@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -131,6 +133,22 @@ def test_a_step_that_dies_is_said_with_its_last_words(
     with pytest.raises(UnverifiableError, match="exit code 3") as caught:
         world.verify()
     assert "tide" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    "name", ["2.root.json", "timestamp.json", "2.snapshot.json", "2.targets.json"]
+)
+def test_a_step_that_is_killed_loses_nothing(world: World, name: str) -> None:
+    def killing(asked: str, max_bytes: int) -> bytes | None:
+        if asked == name:
+            tasks = Path("/proc/self/task")
+            for child in (tasks / str(threading.get_native_id()) / "children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        return world.fetch(asked, max_bytes)
+
+    with pytest.raises(UnverifiableError, match="exit code -9"):
+        world.verify(fetch=killing)
+    assert world.verify().releases
 
 
 def test_an_interpreter_that_is_not_there_is_an_error(
