@@ -34,7 +34,7 @@ _aid_edge() {{
 }}
 complete -o bashdefault -o default -F _aid_edge aid-edge
 """
-_ZSH = "#compdef aid-edge\nautoload -U +X bashcompinit && bashcompinit\n"
+_ZSH = "autoload -U +X bashcompinit && bashcompinit\n"
 
 
 class Node(NamedTuple):
@@ -60,11 +60,11 @@ def command(shell: str) -> None:
 
     \b
     bash:  aid-edge completion bash > ~/.local/share/bash-completion/completions/aid-edge
-    zsh:   aid-edge completion zsh > "${fpath[1]}/_aid-edge"
+    zsh:   aid-edge completion zsh > ~/.aid-edge.zsh, and `source` that in ~/.zshrc
     fish:  aid-edge completion fish > ~/.config/fish/completions/aid-edge.fish
 
     The script is static: make it again after an update.
-    """
+    """  # noqa: D301  \b is Click's mark for "leave these lines as they are"
     nodes = list(_nodes(tuple(find_profiles())))
     click.echo(_fish(nodes) if shell == "fish" else (_ZSH if shell == "zsh" else "") + _bash(nodes))
 
@@ -74,7 +74,7 @@ def _nodes(profiles: tuple[str, ...]) -> Iterator[Node]:
     from aid_edge.cli.main import cli  # noqa: PLC0415  this module is one of its verbs
 
     top = click.Context(cli, info_name="aid-edge")
-    options, choices = _options(cli.get_params(top), top, profiles)
+    options, choices = _options(cli.get_params(top), profiles)
     yield Node("", "", (*VERBS, *options), choices)
     for verb, line in VERBS.items():
         try:
@@ -90,7 +90,7 @@ def _walk(
     found: click.Command, path: str, line: str, above: click.Context, profiles: tuple[str, ...]
 ) -> Iterator[Node]:
     context = click.Context(found, parent=above, info_name=path.rsplit("/", 1)[-1])
-    options, choices = _options(found.get_params(context), context, profiles)
+    options, choices = _options(found.get_params(context), profiles)
     inner = list(found.commands.items()) if isinstance(found, click.Group) else []
     yield Node(path, line, (*(name for name, _ in inner), *options), choices)
     for name, sub in inner:
@@ -98,14 +98,14 @@ def _walk(
 
 
 def _options(
-    params: list[click.Parameter], context: click.Context, profiles: tuple[str, ...]
+    params: list[click.Parameter], profiles: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     words: list[str] = []
     choices: dict[str, tuple[str, ...]] = {}
     for param in params:
         described: dict[str, Any] = param.to_info_dict()
         if isinstance(param, click.Argument):
-            words += described["type"].get("choices", ())
+            words += profiles if param.name == "profile" else described["type"].get("choices", ())
             continue
         names = [*param.opts, *param.secondary_opts]
         words += [name for name in names if name.startswith("--")]

@@ -37,7 +37,7 @@ _TOOL_TIMEOUT_S = 10.0
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 
 _REQUIREMENT = re.compile(
-    r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<range>[^;]*)(;(?P<marker>.*))?$"
+    r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?P<range>[^;A-Za-z]*)(;(?P<marker>.*))?$"
 )
 State = Literal["ok", "missing", "warning"]
 

@@ -1,0 +1,54 @@
+"""How verbs speak."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aid_edge.cli.output import Output, emit, report_error, table
+from device_agent.contract.errors import AidError
+
+
+def test_result_is_text_or_json_with_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    emit("aid-edge/x/v1", {"n": 1}, "one", as_json=False)
+    assert capsys.readouterr().out == "one\n"
+    emit("aid-edge/x/v1", {"n": 1}, "one", as_json=True)
+    text = capsys.readouterr().out
+    assert json.loads(text) == {"schema": "aid-edge/x/v1", "n": 1}
+    assert text.index("schema") < text.index('"n"')
+
+
+def test_notes_go_to_stderr_and_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().note("working")
+    Output(quiet=True).note("silent")
+    Output().detail("hidden")
+    Output(verbose=True).detail("shown")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.split() == ["working", "shown"]
+
+
+def test_no_progress_bars_where_nobody_looks() -> None:
+    assert Output().progress is False
+    assert Output(quiet=True).progress is False
+
+
+def test_error_without_cause_and_hint_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report_error(AidError("no"), as_json=False)
+    assert capsys.readouterr().err == "error [failed]: no\n"
+
+
+def test_colour_is_left_out_where_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a terminal: no escape sequences."""
+    report_error(AidError("no"), as_json=False)
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_table_is_aligned() -> None:
+    rows = [("a", 1), ("longer", 22)]
+    assert table(("NAME", "N"), rows).splitlines() == ["NAME    N", "a       1", "longer  22"]
+
+
+def test_table_without_rows_has_headings() -> None:
+    assert table(("NAME", "N"), []) == "NAME  N"
