@@ -1,14 +1,16 @@
-"""Decides and signs what each device should run, and keeps it retained at the broker (contract §4.2)."""
+"""Decides and signs what each device should run, and keeps it at the broker (contract §4.2)."""
 
 from __future__ import annotations
 
 import datetime as dt
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
 import msgspec
+from securesystemslib.signer import Signer
 
 from aid_edge.catalogue.director import sign_desired
 from aid_edge.catalogue.store import Release
@@ -44,13 +46,6 @@ class ReleaseFinder(Protocol):
         """Return all releases."""
 
 
-class Signs(Protocol):
-    """What turns a desired state into the signed envelope that travels."""
-
-    def __call__(self, desired: Desired) -> bytes:
-        """Return the wire bytes of the signed desired state."""
-
-
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """What one device is told to run; ``before`` is what it was told until now, or empty."""
 
@@ -68,7 +63,7 @@ class Director:
         store: Holds every desired state that was ever signed.
         catalogue: Where releases are found.
         fleet: Goes into every desired state.
-        sign: Signs with the director's key.
+        signer: Signs with the director's key.
         outbox: Where desired states go.
         on_change: Called with a device's id after its desired state changed.
     """
@@ -78,7 +73,7 @@ class Director:
         store: Store,
         catalogue: ReleaseFinder,
         fleet: str,
-        sign: Signs,
+        signer: Signer,
         outbox: Outbox,
         *,
         on_change: Callable[[str], None] = lambda _: None,
@@ -86,7 +81,7 @@ class Director:
         self._store = store
         self._catalogue = catalogue
         self._fleet = fleet
-        self._sign = sign
+        self._signer = signer
         self._outbox = outbox
         self._on_change = on_change
         self.wake = threading.Event()
@@ -273,7 +268,7 @@ class Director:
                 not_after_unix_s=desired.not_after_unix_s,
                 created_unix_s=now,
                 actor=actor,
-                envelope=self._sign(desired),
+                envelope=sign_desired(desired, self._signer),
             )
         )
         return Assignment(
@@ -322,16 +317,15 @@ class DirectorLoop:
         self._thread.join()
 
     def _run(self) -> None:
-        upkeep_left_s = 0.0
+        upkeep_at_s = time.monotonic()
         while not self._stop.is_set():
-            if upkeep_left_s <= 0:
+            if time.monotonic() >= upkeep_at_s:
                 _attempt("renewal of desired states", self._director.renew)
                 _attempt("renewal of the catalogue's timestamp", self._refresh)
-                upkeep_left_s = UPKEEP_EVERY_S
+                upkeep_at_s = time.monotonic() + UPKEEP_EVERY_S
             self._director.wake.clear()
             _attempt("publication of desired states", self._director.publish_pending)
             self._director.wake.wait(PUBLISH_EVERY_S)
-            upkeep_left_s -= PUBLISH_EVERY_S
 
     def _refresh(self) -> object:
         return self._refresh_timestamp(dt.datetime.now(dt.UTC))
@@ -358,15 +352,6 @@ def previous(history: Sequence[DesiredRow]) -> DesiredRow | None:
     current = history[0]
     origin = current.restores or current.revision
     return next((r for r in history if r.revision < origin and r.digest != current.digest), None)
-
-
-def signer_of(signer: object) -> Signs:
-    """Return what signs desired states with the director's ``signer``."""
-
-    def sign(desired: Desired) -> bytes:
-        return sign_desired(desired, signer)  # type: ignore[arg-type]
-
-    return sign
 
 
 def _known(transaction: Transaction, device: str) -> DeviceFacts:

@@ -20,6 +20,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         release: ``name@version`` in the active slot; empty when it runs nothing.
         desired: ``name@version`` that it should run; empty when nothing was ever deployed.
+        accepted: False when the device refused ``revision``.
         reason: Why the newest deployment failed or was refused, in words.
         p50_s: Median total latency of an inference, in seconds; None before the first.
         wrong_reports: Predictions that people called wrong.
@@ -34,6 +35,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     desired: str
     revision: int
     desired_revision: int
+    accepted: bool
     deployment_state: str
     reason: str
     p50_s: float | None
