@@ -13,12 +13,12 @@ from aid_edge.cli.doctor import PARTS, requirements_of
 from aid_edge.cli.main import run
 from device_agent.contract.errors import EXIT_TOOLCHAIN_MISSING, EXIT_USAGE
 
+ON_TWO_MACHINES = "(platform_machine == 'x86_64' or platform_machine == 'aarch64')"
 LINES = (
     "msgspec>=0.19",
     "torch==2.13.0; extra == 'convert'",
     'fastapi>=0.115 ; extra == "hub"',
-    "iotcore>=0.4; (platform_machine == 'x86_64' or platform_machine == 'aarch64')"
-    " and extra == 'hub'",
+    f"iotcore>=0.4; {ON_TWO_MACHINES} and extra == 'hub'",
     "not a requirement !",
 )
 
