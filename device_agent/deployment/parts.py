@@ -1,0 +1,93 @@
+"""What the controller works with, and whom it tells: the seams of a deployment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from device_agent.contract.manifest import Manifest
+from device_agent.contract.messages import ReleaseRef
+from device_agent.deployment.delivery import Delivery
+from device_agent.deployment.journal import JournalFile
+from device_agent.deployment.release import Device, Wanted
+from device_agent.deployment.slots import Slots
+from device_agent.deployment.table import State
+from device_agent.worker.wire import Proof
+
+
+@dataclass(frozen=True)
+class LocalRelease:
+    """A whole, verified release on this disk."""
+
+    reference: ReleaseRef
+    folder: Path
+    manifest: Manifest
+
+
+class Stage(Protocol):
+    """What holds models in workers: at most one that serves and one candidate."""
+
+    def prepare(self, release: LocalRelease) -> None:
+        """Load a release as the candidate. Raises SandboxError."""
+
+    def prove(self, timeout_s: float) -> Proof:
+        """Run the candidate's golden vectors. Raises SandboxError."""
+
+    @property
+    def candidate(self) -> LocalRelease | None:
+        """The candidate, if there is one."""
+
+    def promote(self) -> None:
+        """Let the candidate serve; the one before answers what it has begun, and ends."""
+
+    def discard(self) -> None:
+        """End the candidate, if there is one."""
+
+    def clear(self) -> None:
+        """End what serves, if anything does."""
+
+
+class Teller(Protocol):
+    """Who is told how the deployment goes."""
+
+    def transition(self, state: State, release: ReleaseRef | None, detail: str) -> None:
+        """A state was entered; for the audit trail."""
+
+    def changed(self) -> None:
+        """What the device reports is new: publish it."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A verified desired state, as far as it concerns this agent.
+
+    Attributes:
+        envelope: Digest of the signed bytes.
+        target: The release for the active slot, if any.
+        has_candidate: It names a candidate slot too.
+    """
+
+    revision: int
+    envelope: str
+    not_after_unix_s: float
+    target: Wanted | None
+    has_candidate: bool = False
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What the controller works with.
+
+    Attributes:
+        state_timeout_s: Longest that the work of one state may take.
+        releases_kept: Releases that stay on the disk.
+    """
+
+    slots: Slots
+    journal: JournalFile
+    delivery: Delivery
+    stage: Stage
+    device: Device
+    state_timeout_s: float
+    releases_kept: int
