@@ -99,14 +99,14 @@ def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
 def _progress(output: Output) -> Iterator[Progress]:
     """Give what draws one bar per task on a terminal, else says each task once, on stderr."""
     if not output.progress:
-        told: set[str] = set()
+        told: dict[str, str] = {}
 
         def say(task: str, _share: float, what: str) -> None:
             if task not in told:
-                told.add(task)
                 output.note(f"{task}: {what}")
-            else:
+            elif told[task] != what:
                 output.detail(f"{task}: {what}")
+            told[task] = what
 
         yield say
         return

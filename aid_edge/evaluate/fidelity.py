@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,8 +68,9 @@ def compare(
     bad = int(np.sum(~np.isfinite(b).all(axis=1)))
     if bad:
         raise ConversionError(f"outputs hold NaN or infinity for {bad} of {len(b)} inputs")
-    noise, signal = np.sum((a - b) ** 2, axis=1), np.sum(a**2, axis=1)
+    power = np.stack([np.sum(a**2, axis=1), np.sum((a - b) ** 2, axis=1)], axis=1)
     cosines = _cosines(a, b)
+    summed = np.stack([cosines, np.ones(len(a))], axis=1)
     agreement: float | None = None
     agreement_interval: Interval | None = None
     if classification:
@@ -78,20 +78,17 @@ def compare(
         agreement = float(np.mean(hits))
         agreement_interval = clustered_share(hits, groups)
 
-    def sqnr(indices: npt.NDArray[np.intp]) -> float:
-        return _ratio_db(float(signal[indices].sum()), float(noise[indices].sum()))
-
     return Fidelity(
         n=len(a),
         units=len(a) if groups is None else len(set(groups)),
         agreement=agreement,
         agreement_interval=agreement_interval,
         cosine=float(np.mean(cosines)),
-        cosine_interval=bootstrap(len(a), groups, lambda i: float(np.mean(cosines[i])), seed=seed),
+        cosine_interval=bootstrap(summed, groups, lambda s: s[:, 0] / s[:, 1], seed=seed),
         cosine_min=float(np.min(cosines)),
         max_abs=float(np.max(np.abs(a - b))),
-        sqnr_db=sqnr(np.arange(len(a))),
-        sqnr_interval=bootstrap(len(a), groups, sqnr, seed=seed),
+        sqnr_db=float(_ratio_db(power.sum(axis=0, keepdims=True))[0]),
+        sqnr_interval=bootstrap(power, groups, _ratio_db, seed=seed),
     )
 
 
@@ -108,9 +105,10 @@ def _cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDAr
     return np.where(same, 1.0, np.minimum(cosines, 1.0))
 
 
-def _ratio_db(signal: float, noise: float) -> float:
-    if noise <= 0:
-        return MAX_SQNR_DB
-    if signal <= 0:
-        return -MAX_SQNR_DB
-    return min(MAX_SQNR_DB, 10 * math.log10(signal / noise))
+def _ratio_db(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return 10 log10 (signal / noise) of rows [signal, noise], within ``MAX_SQNR_DB``."""
+    signal, noise = sums[:, 0], sums[:, 1]
+    tiny = np.finfo(np.float64).tiny
+    # A difference of logarithms, because the quotient may overflow.
+    ratio = 10 * (np.log10(np.maximum(signal, tiny)) - np.log10(np.maximum(noise, tiny)))
+    return np.where(noise > 0, np.clip(ratio, -MAX_SQNR_DB, MAX_SQNR_DB), MAX_SQNR_DB)

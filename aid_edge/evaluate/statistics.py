@@ -88,7 +88,9 @@ def wilson(successes: float, n: float) -> Interval:
     scale = 1 + Z**2 / n
     middle = (p + Z**2 / (2 * n)) / scale
     half = Z / scale * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
+    # At the ends the bound is exact; rounding would leave 0.99999.
+    low = 0.0 if p <= 0 else max(0.0, middle - half)
+    return Interval(low, 1.0 if p >= 1 else min(1.0, middle + half))
 
 
 def clustered_share(hits: npt.NDArray[np.bool_], groups: Sequence[str] | None) -> Interval:
@@ -213,34 +215,37 @@ def quantile_interval(values: Sequence[float], q: float) -> Interval:
 
 
 def bootstrap(
-    n: int,
+    columns: FloatArray,
     groups: Sequence[str] | None,
-    statistic: Callable[[npt.NDArray[np.intp]], float],
+    statistic: Callable[[FloatArray], FloatArray],
     *,
     seed: int,
 ) -> Interval | None:
-    """Return the percentile bootstrap interval of ``statistic``, resampling whole clusters.
+    """Return the percentile bootstrap interval of a function of sums, resampling whole clusters.
 
     Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; Davison and
     Hinkley 1997, section 3.8, for clusters. None with fewer than ``MIN_BOOTSTRAP_UNITS``
     independent units.
 
     Args:
-        n: Number of samples.
+        columns: What is summed, one row per sample, [n, k].
         groups: Cluster of each sample, or None when samples are independent.
-        statistic: Of sample indices, drawn with replacement.
+        statistic: Of sums [draws, k]; returns [draws].
         seed: Of the generator; the same seed gives the same interval.
     """
-    index = (
-        np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    )
-    members = [np.flatnonzero(index == unit) for unit in range(int(index.max()) + 1)]
-    if len(members) < MIN_BOOTSTRAP_UNITS:
+    units = columns
+    if groups is not None:
+        index = np.unique(np.asarray(groups), return_inverse=True)[1]
+        units = np.stack([np.bincount(index, weights=column) for column in columns.T], axis=1)
+    n = len(units)
+    if n < MIN_BOOTSTRAP_UNITS:
         return None
     generator = np.random.default_rng(seed)
-    drawn = [
-        statistic(np.concatenate([members[unit] for unit in picks]))
-        for picks in generator.integers(0, len(members), (_BOOTSTRAP_DRAWS, len(members)))
-    ]
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    sums = np.stack(
+        [
+            np.bincount(generator.integers(0, n, n), minlength=n) @ units
+            for _ in range(_BOOTSTRAP_DRAWS)
+        ]
+    )
+    low, high = np.quantile(statistic(sums), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))

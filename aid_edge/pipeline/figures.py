@@ -19,6 +19,7 @@ _LABEL_WIDTH, _LABEL_HEIGHT = 18.0, 15.0
 _X_STEPS = (1.0, 2.0, 5.0)
 _Y_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
 _MAX_Y_TICKS = 6
+_MIN_X_TICKS = 3
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _x_values(low: float, high: float) -> list[float]:
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     values = [step * 10.0**decade for decade in decades for step in _X_STEPS]
     inside = [v for v in values if low <= v <= high]
-    if len(inside) >= 2:
+    if len(inside) > _MIN_X_TICKS:
         return inside
     fine = [step * 10.0**decade for decade in decades for step in range(1, 10)]
     return [v for v in fine if low <= v <= high] or [low, high]

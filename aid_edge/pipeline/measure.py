@@ -91,8 +91,7 @@ def run_figures(
     how = (
         f"batch 1, {first.threads} thread{'s' if first.threads > 1 else ''}, "
         f"{len(benchmarks)} fresh process{'es' if len(benchmarks) > 1 else ''} of "
-        f"{len(first.latencies_s)} runs after {first.warmup}, "
-        f"runtime {first.runtime_version}, on {host.title}"
+        f"{len(first.latencies_s)} runs after {first.warmup}, on {host.title}"
     )
     source = latency_source(profile, host)
     figures = [_latency(what, latencies, how, source, profile.cost) for what in _QUANTILES]

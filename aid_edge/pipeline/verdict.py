@@ -186,7 +186,9 @@ def _verdict(best: Candidate, candidates: Sequence[Candidate], *, latency_known:
     sentence = f"{best.id}: {_own_figures(best, latency_known)}; {_quality(best)}"
     compressed = [c for c in candidates if c.compressed]
     if not best.compressed and compressed:
-        return f"float is better here: {sentence}"
+        same = [c for c in compressed if c.runtime == best.runtime and c.digest]
+        against = f". {same[0].id}: {_compare(same[0], best, latency_known)}" if same else ""
+        return f"float is better here: {sentence}{against}"
     baseline = [c for c in candidates if not c.compressed and c.runtime == best.runtime]
     if best.compressed and baseline and baseline[0].digest:
         return f"{sentence}. Against float: {_compare(best, baseline[0], latency_known)}"

@@ -134,9 +134,17 @@ def test_crops_of_one_photo_widen_the_interval() -> None:
 def test_bootstrap_resamples_clusters_and_needs_enough_of_them() -> None:
     values = np.repeat(np.arange(8.0), 5)
     groups = [str(int(v)) for v in values]
-    single = statistics.bootstrap(40, None, lambda i: float(values[i].mean()), seed=0)
-    clustered = statistics.bootstrap(40, groups, lambda i: float(values[i].mean()), seed=0)
+    columns = np.stack([values, np.ones(40)], axis=1)
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        return sums[:, 0] / sums[:, 1]
+
+    single = statistics.bootstrap(columns, None, mean, seed=0)
+    clustered = statistics.bootstrap(columns, groups, mean, seed=0)
     assert isinstance(single, Interval)
     assert isinstance(clustered, Interval)
-    assert clustered.high - clustered.low > 1.8 * (single.high - single.low)
-    assert statistics.bootstrap(3, None, lambda i: float(values[i].mean()), seed=0) is None
+    assert single.low < 3.5 < single.high
+    # Eight clusters of five have the variance of eight samples, not of forty.
+    ratio = (clustered.high - clustered.low) / (single.high - single.low)
+    assert ratio == pytest.approx(5**0.5, rel=0.15)
+    assert statistics.bootstrap(columns[:3], None, mean, seed=0) is None
