@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -111,7 +112,7 @@ class Ingest:
         self._fleet = fleet
         self._on_change = on_change
         self.counts = IngestCounts()
-        self._queue: queue.Queue[Item] = queue.Queue(MAX_QUEUE_MESSAGES)
+        self._queue: queue.Queue[Item | None] = queue.Queue(MAX_QUEUE_MESSAGES)
         self._pending = _Pending()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -124,6 +125,8 @@ class Ingest:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
         self._thread.join()
 
     @property
@@ -180,16 +183,18 @@ class Ingest:
                 self._stop.wait(RETRY_S)
 
     def _gather(self) -> list[Item]:
-        try:
-            batch = [self._queue.get(timeout=IDLE_FLUSH_S)]
-        except queue.Empty:
-            return []
-        deadline = time.monotonic() + BATCH_WAIT_S
+        batch: list[Item] = []
+        deadline = time.monotonic() + IDLE_FLUSH_S
         while len(batch) < MAX_BATCH_MESSAGES and (left := deadline - time.monotonic()) > 0:
             try:
-                batch.append(self._queue.get(timeout=left))
+                item = self._queue.get(timeout=left)
             except queue.Empty:
                 break
+            if item is None:
+                break
+            if not batch:
+                deadline = time.monotonic() + BATCH_WAIT_S
+            batch.append(item)
         return batch
 
     def _commit(self, batch: list[Item]) -> bool:

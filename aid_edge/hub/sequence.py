@@ -47,12 +47,15 @@ class Stream(msgspec.Struct, frozen=True):
             skipped = _remove(skipped, seq)
         through = self.through
         # A floor above the record itself would be a device that contradicts itself.
-        bound = min(floor, seq) - 1
-        while runs and runs[0][0] <= max(through, bound) + 1:
-            first, last = runs[0]
-            if first > through + 1:
-                skipped = (*skipped, (through + 1, first - 1))
-            through, runs = max(through, last), runs[1:]
+        given_up = min(floor, seq) - 1
+        while True:
+            if runs and runs[0][0] <= through + 1:
+                through, runs = max(through, runs[0][1]), runs[1:]
+            elif through < given_up:
+                last = min(given_up, runs[0][0] - 1) if runs else given_up
+                skipped, through = (*skipped, (through + 1, last)), last
+            else:
+                break
         return Stream(through, runs, skipped[-MAX_RUNS:])
 
 

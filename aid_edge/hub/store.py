@@ -363,7 +363,7 @@ class Store:
                     raise
             except sqlite3.OperationalError as e:
                 raise HubError(f"{self.path}: {e}") from e
-            except (sqlite3.Error, OverflowError) as e:
+            except (sqlite3.Error, OverflowError, msgspec.MsgspecError) as e:
                 raise UnstorableError(f"{self.path}: {e}") from e
 
 

@@ -116,13 +116,18 @@ def _merged(found: sqlite3.Row | None, window: ModelWindow) -> tuple[object, ...
         restarts += found["restarts"]
     return (
         *(min(n, MAX_COUNT) for n in counts),
-        _encode(total),
-        _encode(latency),
+        _encode(_bounded(total)),
+        _encode({phase: _bounded(sketch) for phase, sketch in latency.items()}),
         _encode(classes),
         _encode(confidence),
         rss_bytes,
         min(restarts, MAX_COUNT),
     )
+
+
+def _bounded(sketch: Sketch) -> Sketch:
+    counts = {bucket: min(count, MAX_COUNT) for bucket, count in sketch.counts.items()}
+    return Sketch(counts, min(sketch.total_s, float(MAX_COUNT)))
 
 
 def _add_counts(into: dict[str, int], counts: Mapping[str, int]) -> dict[str, int]:
