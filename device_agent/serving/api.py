@@ -108,7 +108,7 @@ class Api:
             return self._route(head, body, arrived_s)
         except AidError as e:
             return refusal(e)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the last resort of a server
             # A bug of ours: told with its trace, and no reason to stop serving.
             _log.exception("%s %s", head.method, head.path[:100])
             return json_response(500, {"error": "the agent has a bug", "code": "bug"})
