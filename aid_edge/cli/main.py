@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from aid_edge.cli.output import Output, report_error
+from aid_edge.cli.output import Output, color_choice, report_error
 from aid_edge.errors import HostError, MissingDependencyError
 from device_agent.contract.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, AidError
 
@@ -80,6 +80,7 @@ class _LazyGroup(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, quiet: bool, verbose: bool) -> None:
     """Take a trained model to a fleet of edge devices, and back."""
+    ctx.color = color_choice()
     ctx.obj = Output(quiet=quiet, verbose=verbose)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class Output:
         return not self.quiet and sys.stderr.isatty()
 
 
+def color_choice() -> bool | None:
+    """Return False where colors are not wanted (https://no-color.org), None to let Click decide."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def emit(schema: str, result: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Print the result: ``text`` for people, or ``result`` as JSON with its ``schema``.
 
@@ -44,6 +50,7 @@ def emit(schema: str, result: dict[str, Any], text: str, *, as_json: bool) -> No
         schema: Such as ``aid-edge/devices/v1``; the first field of the JSON.
         result: JSON-encodable.
         text: What a person reads; no trailing newline.
+        as_json: Whether JSON was asked for.
     """
     click.echo(json.dumps({"schema": schema, **result}, indent=2, default=str) if as_json else text)
 
@@ -55,7 +62,8 @@ def report_error(error: AidError, *, as_json: bool, code: str = "") -> None:
         body = {"code": code, "message": str(error), "cause": error.cause, "hint": error.hint}
         click.echo(json.dumps({"schema": "aid-edge/error/v1", "error": body}, indent=2), err=True)
         return
-    click.echo(f"{click.style('error', fg='red', bold=True)} [{code}]: {error}", err=True)
+    heading = click.style("error", fg="red", bold=True)
+    click.echo(f"{heading} [{code}]: {error}", err=True, color=color_choice())
     if error.cause:
         click.echo(f"cause: {error.cause}", err=True)
     if error.hint:
@@ -72,7 +80,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     )
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="The result as JSON, with a schema field.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="The result as JSON, with a schema field."
+)
 home_option = click.option(
     "--home",
     type=click.Path(path_type=Path, file_okay=False),

@@ -45,6 +45,18 @@ def test_colour_is_left_out_where_it_is_not_wanted(capsys: pytest.CaptureFixture
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_no_color_is_heard_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    report_error(AidError("no"), as_json=False)
+    assert "\x1b[31m" in capsys.readouterr().err
+    monkeypatch.setenv("NO_COLOR", "1")
+    report_error(AidError("no"), as_json=False)
+    assert "\x1b" not in capsys.readouterr().err
+
+
 def test_table_is_aligned() -> None:
     rows = [("a", 1), ("longer", 22)]
     assert table(("NAME", "N"), rows).splitlines() == ["NAME    N", "a       1", "longer  22"]
