@@ -11,14 +11,9 @@ from collections.abc import Callable
 import msgspec
 
 from device_agent.contract.errors import AidError, DigestMismatchError, UnverifiableError
-from device_agent.contract.messages import (
-    MAX_TEXT_CHARACTERS,
-    ReleaseRef,
-    Reported,
-    SlotReport,
-)
+from device_agent.contract.messages import ReleaseRef, Reported
 from device_agent.deployment.journal import said
-from device_agent.deployment.parts import Equipment, LocalRelease, Teller, Wish
+from device_agent.deployment.parts import Equipment, LocalRelease, Teller
 from device_agent.deployment.proving import judge
 from device_agent.deployment.release import (
     Wanted,
@@ -27,7 +22,9 @@ from device_agent.deployment.release import (
     reference_of,
     verify_release,
 )
+from device_agent.deployment.report import report_of
 from device_agent.deployment.table import BUSY, INTERRUPTIBLE, Event, State, advance
+from device_agent.deployment.wish import Wish, meaning_of
 from device_agent.errors import AgentError, DownloadError, StoreError, TransportError
 from device_agent.transport import Backoff
 
@@ -94,6 +91,7 @@ class Controller:
         self._wish: Wish | None = None
         self._crash: tuple[str, str] | None = None
         self._crashed_digest: str | None = None
+        self._accepted: dict[str, object] = {}
         self._stopped = False
         self._work: dict[State, Callable[[], Event]] = {
             State.FETCHING: self._fetch,
@@ -112,9 +110,14 @@ class Controller:
                 self._wish = wish
             self._news.notify_all()
 
-    def refuse(self, reason: str) -> None:
-        """Report that a desired state was refused; what runs goes on (M-4.3-2)."""
-        self._change(refusal=reason or "refused")
+    def refuse(self, reason: str, revision: int = 0) -> None:
+        """Report that a desired state was refused; what runs goes on (M-4.3-2).
+
+        Args:
+            reason: Why.
+            revision: Its revision, where that is known to be the director's word.
+        """
+        self._change(refusal=reason or "refused", refused_revision=revision)
         self._tell.changed()
 
     def is_in_force(self, envelope: str) -> bool:
@@ -128,7 +131,7 @@ class Controller:
             if not is_idle or journal.envelope != envelope:
                 return False
             if journal.refusal:
-                self._change(refusal="")
+                self._change(refusal="", refused_revision=0)
         self._tell.changed()
         return True
 
@@ -157,26 +160,7 @@ class Controller:
 
     def report(self, boot_id: str) -> Reported:
         """Return the whole of what this device runs (contract §4.3)."""
-        journal = self._journal
-        slots = [
-            SlotReport(
-                slot="active",
-                state=journal.state.value,
-                release=self._serving,
-                reason=journal.reason[:MAX_TEXT_CHARACTERS],
-                progress=self._progress,
-            )
-        ]
-        if journal.has_candidate:
-            reason = "this agent has no candidate slot"
-            slots.append(SlotReport(slot="candidate", state="failed", reason=reason))
-        return Reported(
-            boot_id=boot_id,
-            revision=journal.revision,
-            accepted=not journal.refusal,
-            reason=journal.refusal[:MAX_TEXT_CHARACTERS],
-            slots=tuple(slots),
-        )
+        return report_of(self._journal, self._serving, self._progress, boot_id)
 
     # --- the thread ---
 
@@ -242,32 +226,26 @@ class Controller:
         if wish is None or wish.revision < journal.revision:
             return None
         is_new = wish.revision > journal.revision
-        event = self._meaning_of(wish, is_new=is_new)
+        event = meaning_of(wish, journal, self._serving)
         if is_new:
             self._backoff.reset()
-        self._change(
-            revision=wish.revision,
-            envelope=wish.envelope,
-            refusal="",
-            target=wish.target,
-            not_after_unix_s=wish.not_after_unix_s,
-            has_candidate=wish.has_candidate,
-            deaths=0 if is_new else journal.deaths,
-        )
+        # With an event, these change together with the state: no report says the new revision
+        # beside the old state.
+        self._accepted = {
+            "revision": wish.revision,
+            "envelope": wish.envelope,
+            "refusal": "",
+            "refused_revision": 0,
+            "target": wish.target,
+            "not_after_unix_s": wish.not_after_unix_s,
+            "has_candidate": wish.has_candidate,
+            "deaths": 0 if is_new else journal.deaths,
+        }
         if event is None:
+            self._change(**self._accepted)
+            self._accepted = {}
             self._tell.changed()
         return event
-
-    def _meaning_of(self, wish: Wish, *, is_new: bool) -> Event | None:
-        journal, serving = self._journal, self._serving
-        if wish.target is None:
-            return None if journal.state == State.IDLE else Event.UNWANTED
-        if serving is not None and serving.digest == wish.target.release.digest:
-            return None if journal.state == State.ACTIVE else Event.KEPT
-        if journal.state == State.FAILED and not is_new and not journal.is_passing:
-            # Rejected for good; only another desired state can change that.
-            return None
-        return Event.WANTED
 
     def _drive(self, event: Event, reason: str) -> None:
         """Post an event, and do the work of every state it leads to, until there is a rest."""
@@ -286,7 +264,8 @@ class Controller:
             self._stop_serving()
         # The reason of a failure stands until something else is wanted, or serves.
         is_bad = state in (State.ROLLING_BACK, State.FAILED)
-        changes: dict[str, object] = {
+        accepted, self._accepted = self._accepted, {}
+        changes: dict[str, object] = accepted | {
             "state": state,
             "reason": reason or (journal.reason if is_bad else ""),
         }

@@ -25,6 +25,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
         revision: Highest desired revision that was accepted.
         envelope: Digest of the signed bytes that it came in.
         refusal: Why a desired state was refused since; empty when none was.
+        refused_revision: Its revision, where that is known; else 0.
         target: The release that is wanted; None when nothing is.
         not_after_unix_s: Until when the target may be installed.
         settled: Digest of the release that was active last, and did not fail since.
@@ -39,6 +40,7 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     revision: Natural = 0
     envelope: str = ""
     refusal: str = ""
+    refused_revision: Natural = 0
     target: Wanted | None = None
     not_after_unix_s: float = 0.0
     settled: str | None = None

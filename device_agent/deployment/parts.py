@@ -10,7 +10,7 @@ from device_agent.contract.manifest import Manifest
 from device_agent.contract.messages import ReleaseRef
 from device_agent.deployment.delivery import Delivery
 from device_agent.deployment.journal import JournalFile
-from device_agent.deployment.release import Device, Wanted
+from device_agent.deployment.release import Device
 from device_agent.deployment.slots import Slots
 from device_agent.deployment.table import State
 from device_agent.worker.wire import Proof
@@ -56,23 +56,6 @@ class Teller(Protocol):
 
     def changed(self) -> None:
         """What the device reports is new: publish it."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A verified desired state, as far as it concerns this agent.
-
-    Attributes:
-        envelope: Digest of the signed bytes.
-        target: The release for the active slot, if any.
-        has_candidate: It names a candidate slot too.
-    """
-
-    revision: int
-    envelope: str
-    not_after_unix_s: float
-    target: Wanted | None
-    has_candidate: bool = False
 
 
 @dataclass(frozen=True)
