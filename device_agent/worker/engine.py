@@ -92,7 +92,7 @@ class Engine:
         )
 
     def _golden(self) -> list[_Vector]:
-        """Return inputs and outputs of each golden vector (contract §7.2)."""
+        """Return inputs and outputs of each golden vector (contract §5.4)."""
         try:
             blob = Path(self._load.folder, "golden").read_bytes()
         except OSError as e:
