@@ -41,6 +41,7 @@ from aid_edge.pipeline.request import (
 )
 from aid_edge.pipeline.steps import Engine, RunnerEngine, Steps
 from aid_edge.pipeline.verdict import choose
+from aid_edge.recipe import StaticInt8
 from aid_edge.sources.opening import open_source
 from device_agent.contract.names import IDENTIFIER_PATTERN, VERSION_PATTERN
 from device_agent.contract.profile import HardwareProfile
@@ -277,7 +278,17 @@ def _choose(tried: _Tried, subject: Subject, host: Host) -> ProfileFinding:
     shared: tuple[str, ...] = ()
     if subject.calibration is not None:
         shared = shared_groups(subject.calibration, subject.fidelity)
-    return msgspec.structs.replace(found, notes=notes(found, host, shared))
+    full_range = [m.plan.id for m in tried.made if _may_saturate(m.plan)]
+    return msgspec.structs.replace(found, notes=notes(found, host, shared, full_range))
+
+
+def _may_saturate(planned: Plan) -> bool:
+    quantize = planned.recipe.quantize
+    return (
+        planned.runtime == "onnx_runtime"
+        and isinstance(quantize, StaticInt8)
+        and not quantize.reduce_range
+    )
 
 
 def _write(

@@ -17,9 +17,12 @@ ACCURACY_ENOUGH = 100
 
 _LABEL_WIDTH, _LABEL_HEIGHT = 18.0, 15.0
 _X_STEPS = (1.0, 2.0, 5.0)
+_FINE_X_STEPS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
 _Y_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
 _MAX_Y_TICKS = 6
 _MIN_X_TICKS = 3
+
+_Circle = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,20 @@ def pareto(found: ProfileFinding, limit_s: float | None) -> Figure | None:
         return HEIGHT - BOTTOM - (value - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
     largest = max(d.candidate.value("artifact_bytes") or 1.0 for d in data)
+    circles = [
+        (
+            to_x(d.latency_s),
+            to_y(d.quality),
+            max(
+                MIN_RADIUS,
+                MAX_RADIUS * math.sqrt((d.candidate.value("artifact_bytes") or 1.0) / largest),
+            ),
+        )
+        for d in data
+    ]
     placed: list[Point] = []
-    for d in sorted(data, key=lambda d: d.number):
-        area = (d.candidate.value("artifact_bytes") or 1.0) / largest
-        radius = max(MIN_RADIUS, MAX_RADIUS * math.sqrt(area))
-        x, y = to_x(d.latency_s), to_y(d.quality)
-        label = _free_place(x, y, radius, placed)
+    for d, (x, y, radius) in zip(data, circles, strict=True):
+        label = _free_place((x, y, radius), circles, placed)
         placed.append(
             Point(
                 number=d.number, x=x, y=y, radius=radius, low=to_y(d.low), high=to_y(d.high),
@@ -175,7 +186,7 @@ def _x_values(low: float, high: float) -> list[float]:
     inside = [v for v in values if low <= v <= high]
     if len(inside) > _MIN_X_TICKS:
         return inside
-    fine = [step * 10.0**decade for decade in decades for step in range(1, 10)]
+    fine = [step * 10.0**decade for decade in decades for step in _FINE_X_STEPS]
     return [v for v in fine if low <= v <= high] or [low, high]
 
 
@@ -204,10 +215,16 @@ def _kind(candidate: Candidate, chosen: str | None) -> str:
     return "other"
 
 
-def _free_place(x: float, y: float, radius: float, placed: Sequence[Point]) -> tuple[float, float]:
-    """Return where a label meets no other and does not leave the figure."""
+def _free_place(
+    own: _Circle, circles: Sequence[_Circle], placed: Sequence[Point]
+) -> tuple[float, float]:
+    """Return where a label meets no circle and no other label, and does not leave the figure."""
+    x, y, radius = own
     gap = radius + 11
-    around = [(gap, 4), (-gap, 4), (gap, -14), (gap, 22), (-gap, -14), (-gap, 22), (gap, 38)]
+    around = [
+        (gap, 4), (-gap, 4), (gap, -14), (gap, 22), (-gap, -14), (-gap, 22), (0, gap + 8),
+        (gap + 22, 4), (-gap - 22, 4), (gap, 42), (-gap, 42), (gap + 22, 26), (-gap - 22, 26),
+    ]  # fmt: skip
     for dx, dy in around:
         at = (x + dx, y + dy)
         is_inside = LEFT < at[0] < WIDTH - RIGHT and TOP < at[1] < HEIGHT - BOTTOM + 12
@@ -215,7 +232,7 @@ def _free_place(x: float, y: float, radius: float, placed: Sequence[Point]) -> t
             abs(at[0] - p.label_x) > _LABEL_WIDTH or abs(at[1] - p.label_y) > _LABEL_HEIGHT
             for p in placed
         )
-        is_clear = all(math.hypot(at[0] - p.x, at[1] - 4 - p.y) > p.radius + 6 for p in placed)
+        is_clear = all(math.hypot(at[0] - cx, at[1] - 4 - cy) > r + 6 for cx, cy, r in circles)
         if is_inside and is_free and is_clear:
             return at
     return x + gap, y + 4

@@ -28,6 +28,7 @@ ZSTD_LEVEL = 12
 Array = npt.NDArray[Any]
 LatencySource = Literal["host", "calibrated", "uncalibrated"]
 _QUANTILES = {"latency_p50": 0.5, "latency_p95": 0.95, "latency_p99": 0.99}
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _SAME_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -38,22 +39,27 @@ class Host:
     Attributes:
         arch: As profiles name it.
         title: Processor and system, for people.
+        saturates: Whether 8-bit products are summed in 16 bits that overflow: x86 without VNNI.
     """
 
     arch: str
     title: str
+    saturates: bool = False
 
 
 def this_host() -> Host:
     """Return the machine that this runs on."""
     machine = platform.machine().lower()
-    cpu = platform.processor() or machine
+    arch = _SAME_ARCH.get(machine, machine)
+    facts: dict[str, str] = {}
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(v.split(":", 1)[1].strip() for v in lines if v.startswith("model name"))
-    except (OSError, StopIteration):
-        pass  # not Linux, or an architecture that names no model there
-    return Host(_SAME_ARCH.get(machine, machine), f"{cpu}, {platform.system()} {machine}")
+        facts = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    except OSError:
+        pass  # not Linux
+    cpu = facts.get("model name") or platform.processor() or machine
+    saturates = arch == "x86_64" and "flags" in facts and not _VNNI & set(facts["flags"].split())
+    return Host(arch, f"{cpu}, {platform.system()} {machine}", saturates)
 
 
 def latency_source(profile: HardwareProfile, host: Host) -> LatencySource:

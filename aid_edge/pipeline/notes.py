@@ -12,8 +12,17 @@ INTEGER_SHARE_EXPECTED = 0.9
 SMALL_SAMPLE = 30
 
 
-def notes(found: ProfileFinding, host: Host, shared_groups: Sequence[str]) -> tuple[str, ...]:
-    """Return the notes on one profile, most important first."""
+def notes(
+    found: ProfileFinding, host: Host, shared_groups: Sequence[str], full_range: Sequence[str]
+) -> tuple[str, ...]:
+    """Return the notes on one profile, most important first.
+
+    Args:
+        found: The profile with its verdict.
+        host: The machine that measured.
+        shared_groups: Originals of which calibration and fidelity data both have samples.
+        full_range: Candidates of ONNX Runtime with eight-bit weights.
+    """
     lines = []
     if found.latency == "uncalibrated":
         lines.append(
@@ -34,6 +43,13 @@ def notes(found: ProfileFinding, host: Host, shared_groups: Sequence[str]) -> tu
         and c.placement is not None
         and c.placement.integer_share < INTEGER_SHARE_EXPECTED
     ]
+    if host.saturates and full_range:
+        lines.append(
+            "This host's processor has no VNNI: ONNX Runtime's int8 sums saturate at 16 bits with "
+            f"eight-bit weights ({', '.join(full_range)}). Their accuracy and fidelity here are "
+            "those of such processors; others answer otherwise. numerics.reduce_range in the "
+            "profile avoids it."
+        )
     if shared_groups:
         lines.append(
             f"{len(shared_groups)} originals ({', '.join(shared_groups[:3])}"

@@ -64,7 +64,7 @@ def choose(
     for candidate in eligible:
         if candidate is not best:
             outcomes[candidate.id] = _outranked(candidate, best, keys)
-    sentence = _verdict(best, candidates, latency_known=latency_known)
+    sentence = _verdict(best, candidates, outcomes, latency_known=latency_known)
     outcomes[best.id] = Refusal(code=CHOSEN, text=sentence)
     return Choice(best.id, outcomes, sentence)
 
@@ -182,13 +182,26 @@ def _quality(candidate: Candidate) -> str:
     return "; ".join(parts)
 
 
-def _verdict(best: Candidate, candidates: Sequence[Candidate], *, latency_known: bool) -> str:
+def _verdict(
+    best: Candidate,
+    candidates: Sequence[Candidate],
+    outcomes: dict[str, Refusal],
+    *,
+    latency_known: bool,
+) -> str:
     sentence = f"{best.id}: {_own_figures(best, latency_known)}; {_quality(best)}"
     compressed = [c for c in candidates if c.compressed]
     if not best.compressed and compressed:
-        same = [c for c in compressed if c.runtime == best.runtime and c.digest]
-        against = f". {same[0].id}: {_compare(same[0], best, latency_known)}" if same else ""
-        return f"float is better here: {sentence}{against}"
+        against = "; ".join(
+            f"{c.id} ({outcomes[c.id].code})"
+            + (
+                f": {_compare(c, best, latency_known)}"
+                if outcomes[c.id].code in {OUTRANKED, FLOAT_IS_BETTER}
+                else ""
+            )
+            for c in compressed
+        )
+        return f"float is better here: {sentence}. Not chosen: {against}"
     baseline = [c for c in candidates if not c.compressed and c.runtime == best.runtime]
     if best.compressed and baseline and baseline[0].digest:
         return f"{sentence}. Against float: {_compare(best, baseline[0], latency_known)}"

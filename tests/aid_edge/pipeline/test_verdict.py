@@ -48,6 +48,7 @@ def test_do_no_harm_refuses_what_is_slower_larger_and_no_better(
     assert choice.outcomes[INT8].code == "float-is-better"
     assert "21 MB against 20 MB (1.05x)" in choice.outcomes[INT8].text
     assert choice.verdict.startswith("float is better here: ")
+    assert f"Not chosen: {INT8} (float-is-better): size 21 MB against 20 MB" in choice.verdict
 
 
 def test_smaller_but_slower_loses_where_latency_ranks_first(
