@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import stat
 from collections.abc import Iterator
@@ -117,8 +116,8 @@ def test_http_1_0_closes(served: Served) -> None:
         (b"POST /v2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
          411),
         (b"POST /v2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n", 413),
-        (b"POST /v2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
-         b"Content-Encoding: gzip\r\n\r\nabcde", 415),
+        ((b"POST /v2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n"
+          b"Content-Encoding: gzip\r\n\r\nabcde"), 415),
         (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 100 + b"\r\n", 431),
         (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nA: " + b"b" * 2 * MAX_HEAD_BYTES + b"\r\n\r\n",
          431),
@@ -207,25 +206,29 @@ def test_client_that_does_not_read_is_given_up(tmp_path: Path) -> None:
         return Response(200, [b"x" * 64 * 2**20])
 
     bounds = Bounds(write_s=0.3, max_connections=1)
-    with HttpServer(answer, port=0, socket_path=tmp_path / "s", bounds=bounds) as server:
-        with connect(server.port) as lazy:
-            lazy.sendall(LIVE)
-            lazy.settimeout(30)
-            # Until its thread is gone, there is no room for another.
-            while httpx.get(f"http://127.0.0.1:{server.port}/").status_code == 503:
-                pass
+    with (
+        HttpServer(answer, port=0, socket_path=tmp_path / "s", bounds=bounds) as server,
+        connect(server.port) as lazy,
+    ):
+        lazy.sendall(LIVE)
+        # Until its thread is gone, there is no room for another.
+        while httpx.get(f"http://127.0.0.1:{server.port}/").status_code == 503:
+            pass
 
 
 def test_connections_have_a_bound(tmp_path: Path) -> None:
-    with serving(tmp_path, Bounds(max_connections=2)) as server:
-        with connect(server.port) as one, connect(server.port) as two:
-            for end in (one, two):
-                end.sendall(LIVE)
-                assert read_answer(end)[0] == 200
-            with connect(server.port) as three:
-                assert b'"code":"busy"' in read_all(three)
-            one.sendall(LIVE)
-            assert read_answer(one)[0] == 200
+    with (
+        serving(tmp_path, Bounds(max_connections=2)) as server,
+        connect(server.port) as one,
+        connect(server.port) as two,
+    ):
+        for end in (one, two):
+            end.sendall(LIVE)
+            assert read_answer(end)[0] == 200
+        with connect(server.port) as three:
+            assert b'"code":"busy"' in read_all(three)
+        one.sendall(LIVE)
+        assert read_answer(one)[0] == 200
 
 
 def test_port_in_use(tmp_path: Path, served: Served) -> None:
@@ -260,8 +263,12 @@ def test_only_loopback_is_listened_on(served: Served) -> None:
     assert address[0] == "127.0.0.1"
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_close_ends_idle_connections_and_leaves_nothing_open(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with serving(tmp_path, Bounds()) as server:
         end = connect(server.port)
         end.sendall(LIVE)
@@ -269,7 +276,7 @@ def test_close_ends_idle_connections_and_leaves_nothing_open(tmp_path: Path) -> 
     with end:
         assert end.recv(10) == b""
     server.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
 
 
 def test_client_that_goes_away_in_the_middle(served: Served, echo: EchoWorker) -> None:
