@@ -30,6 +30,7 @@ from aid_edge.hub.blobs import BlobService
 from aid_edge.hub.broker.choice import BrokerOptions, ReadyBroker, ready_broker
 from aid_edge.hub.director import Director, DirectorLoop
 from aid_edge.hub.ingest import CHANNELS, Ingest
+from aid_edge.hub.live import Live
 from aid_edge.hub.mqtt import HubConnection, Received, is_loopback
 from aid_edge.hub.outbox import Receipt
 from aid_edge.hub.queries import Queries
@@ -37,6 +38,7 @@ from aid_edge.hub.releases import CatalogueReleases
 from aid_edge.hub.schema import database_path
 from aid_edge.hub.services import Services
 from aid_edge.hub.store import Store
+from aid_edge.hub.web.routes import mount
 from aid_edge.identity import hub_files, read_api_token
 from device_agent.contract.topics import DELIVERY, Channel, subscription
 
@@ -98,14 +100,13 @@ def running_hub(home: Home, options: HubOptions) -> Iterator[RunningHub]:
         stack.callback(queries.close)
         broker = stack.enter_context(ready_broker(home, options.broker))
         outbox = _LateOutbox()
-        # ``live`` is the web view's; until pages are put on, nobody listens.
-        changes = _Changes()
-        ingest = Ingest(store, outbox, home.fleet, on_change=changes)
+        live = Live()
+        ingest = Ingest(store, outbox, home.fleet, on_change=live.changed)
         blobs = BlobService(
             catalogue, outbox, on_malformed=ingest.count_malformed, on_seen=ingest.saw
         )
         signer = load_signer(home.keys, KeyRole.DIRECTOR)
-        director = Director(store, catalogue, home.fleet, signer, outbox, on_change=changes)
+        director = Director(store, catalogue, home.fleet, signer, outbox, on_change=live.changed)
         connection = HubConnection(
             broker.address,
             home.fleet,
@@ -143,7 +144,16 @@ def running_hub(home: Home, options: HubOptions) -> Iterator[RunningHub]:
             is_connected=lambda: connection.is_up,
             problems=problems,
         )
-        url = stack.enter_context(_serving(create_app(services), home, options))
+        app = create_app(services)
+        mount(
+            app,
+            queries=queries,
+            live=live,
+            guard=services.guard,
+            fleet=services.fleet,
+            version=services.version,
+        )
+        url = stack.enter_context(_serving(app, home, options))
         yield RunningHub(url, broker, services)
 
 
@@ -182,16 +192,6 @@ class _LateOutbox:
 
     def publish(self, device: str, channel: Channel, payload: bytes) -> Receipt | None:
         return self.connection.publish(device, channel, payload) if self.connection else None
-
-
-class _Changes:
-    """Passes on which device changed."""
-
-    def __init__(self) -> None:
-        self.listener: Callable[[str], None] = lambda _: None
-
-    def __call__(self, device: str) -> None:
-        self.listener(device)
 
 
 def _router(ingest: Ingest, blobs: BlobService) -> Callable[[Received], None]:
