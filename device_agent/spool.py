@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS records (
 CREATE INDEX IF NOT EXISTS by_kind ON records (kind, id);
 CREATE TABLE IF NOT EXISTS dropped (kind TEXT PRIMARY KEY, count INTEGER NOT NULL);
 """
+_IN_MEMORY = Path(":memory:")
 _YIELDS_FIRST = ("telemetry", "event", "feedback")
 _KINDS: dict[type[Record], str] = {
     Telemetry: "telemetry",
@@ -75,27 +76,28 @@ class Spool:
     agent without its old records is better than none.
 
     Args:
-        path: The database file.
+        path: The database file; None keeps the records in memory only.
         boot_id: Of this start of the agent.
         max_bytes: Bound on all payloads together, with ``RECORD_OVERHEAD_BYTES`` for each.
         encode: Encodes a record.
     """
 
     def __init__(
-        self, path: Path, boot_id: str, *, max_bytes: int, encode: Callable[[Record], bytes]
+        self, path: Path | None, boot_id: str, *, max_bytes: int, encode: Callable[[Record], bytes]
     ) -> None:
         """Open the spool, and count what it holds.
 
         Raises:
             SpoolError: There can be none at this path.
         """
-        self._path, self._boot_id, self._max_bytes, self._encode = path, boot_id, max_bytes, encode
+        self._path = path or _IN_MEMORY
+        self._boot_id, self._max_bytes, self._encode = boot_id, max_bytes, encode
         self._lock = threading.Lock()
         self._seq = 0
         self._held_from = 1
         self._unsaved_drops: Counter[str] = Counter()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._open()
             except sqlite3.DatabaseError as e:
@@ -104,7 +106,7 @@ class Spool:
                 self._put_aside(e)
                 self._open()
         except (OSError, sqlite3.Error) as e:
-            raise SpoolError(f"spool {path}: {e}") from e
+            raise SpoolError(f"spool {self._path}: {e}") from e
 
     def _open(self) -> None:
         db = sqlite3.connect(
