@@ -9,6 +9,9 @@ from aid_edge.errors import UnsupportedModelError, UsageError
 from aid_edge.recipe import DEFAULT_CALIBRATION_SAMPLES, Float32, Recipe, StaticInt8
 from device_agent.contract.profile import HardwareProfile
 
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+"""Extensions of x86 that sum 8-bit products in 32 bits; as profiles and /proc/cpuinfo call them."""
+
 _INT8_BITS = 8
 
 
@@ -93,9 +96,17 @@ def _int8(profile: HardwareProfile, runtime: str) -> StaticInt8 | None:
         per_channel=numerics.weights.per_channel,
         activations=activations,
         symmetric_activations=numerics.activations.symmetric,
-        reduce_range=numerics.reduce_range and runtime == "onnx_runtime",
+        reduce_range=runtime == "onnx_runtime" and (numerics.reduce_range or saturates(profile)),
         samples=DEFAULT_CALIBRATION_SAMPLES,
     )
+
+
+def saturates(profile: HardwareProfile) -> bool:
+    """Return whether 8-bit products may overflow the 16-bit sums there: x86 without VNNI.
+
+    ONNX Runtime's documentation of quantization, "When to use reduce-range".
+    """
+    return profile.arch == "x86_64" and not VNNI & set(profile.isa)
 
 
 def _bias_corrected(base: StaticInt8) -> StaticInt8:

@@ -16,6 +16,7 @@ from aid_edge.errors import ConversionError
 from aid_edge.evaluate import accuracy, fidelity
 from aid_edge.evaluate.data import DataSet
 from aid_edge.evaluate.statistics import CONFIDENCE, quantile_interval
+from aid_edge.pipeline.candidates import VNNI
 from aid_edge.pipeline.findings import AccuracyFinding, FidelityFinding
 from aid_edge.runner import Benchmark
 from device_agent.contract.manifest import Measurement
@@ -28,7 +29,6 @@ ZSTD_LEVEL = 12
 Array = npt.NDArray[Any]
 LatencySource = Literal["host", "calibrated", "uncalibrated"]
 _QUANTILES = {"latency_p50": 0.5, "latency_p95": 0.95, "latency_p99": 0.99}
-_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _SAME_ARCH = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -58,7 +58,7 @@ def this_host() -> Host:
     except OSError:
         pass  # not Linux
     cpu = facts.get("model name") or platform.processor() or machine
-    saturates = arch == "x86_64" and "flags" in facts and not _VNNI & set(facts["flags"].split())
+    saturates = arch == "x86_64" and "flags" in facts and not VNNI & set(facts["flags"].split())
     return Host(arch, f"{cpu}, {platform.system()} {machine}", saturates)
 
 

@@ -45,10 +45,9 @@ def notes(
     ]
     if host.saturates and full_range:
         lines.append(
-            "This host's processor has no VNNI: ONNX Runtime's int8 sums saturate at 16 bits with "
-            f"eight-bit weights ({', '.join(full_range)}). Their accuracy and fidelity here are "
-            "those of such processors; others answer otherwise. numerics.reduce_range in the "
-            "profile avoids it."
+            f"{', '.join(full_range)}: eight-bit weights, whose sums would overflow on this host's "
+            "processor (x86 without VNNI). Accuracy and fidelity were computed with 32-bit sums, "
+            "as the device does; do not serve these artifacts on such a processor."
         )
     if shared_groups:
         lines.append(

@@ -31,6 +31,9 @@ BATCH = 16
 BENCHMARK_RUNS = 100
 BENCHMARK_SAMPLES = 8
 CLOSENESS_SAMPLES = 4
+_STEP_MODULES = ("aid_edge.runner", "aid_edge.runtimes", "aid_edge.sources")
+"""What carries the steps out: their source is part of every key."""
+
 _RESULT = "result.json"
 _OUTPUTS = "outputs.npz"
 _BENCHMARK = "benchmark.json"
@@ -159,8 +162,7 @@ class Steps:
                 "source": model.digest,
                 "recipe": repr(recipe),
                 "runtime": runtime,
-                "converter": source_version(self.modules[runtime]),
-                "runner": source_version("aid_edge.runner"),
+                "converter": self._converter_version(runtime),
                 "profile": profile_digest,
                 "calibration": "" if used is None else used.digest,
                 "checks": checks.digest,
@@ -239,7 +241,17 @@ class Steps:
 
     def _shared(self) -> dict[str, str]:
         tools = msgspec.json.encode(dict(self.tools), order="sorted")
-        return {"tools": digest_of(tools), "python": platform.python_version()}
+        code = [source_version(name) for name in _STEP_MODULES]
+        return {
+            "tools": digest_of(tools),
+            "python": platform.python_version(),
+            "code": digest_of("".join(code).encode()),
+        }
+
+    def _converter_version(self, runtime: str) -> str:
+        # With the package it lies in: a converter is seldom one module.
+        module = self.modules[runtime]
+        return source_version(module.rpartition(".")[0] or module)
 
 
 def spread(n: int, wanted: int) -> Sequence[int]:

@@ -33,6 +33,22 @@ def test_activations_are_what_the_runtime_fuses_there() -> None:
     assert {v for (_, runtime), v in found.items() if runtime == "litert"} == {"int8"}
 
 
+@pytest.mark.parametrize(
+    ("isa", "reduced"),
+    [(("sse4_2", "avx2"), True), (("avx512f", "avx512_vnni"), False), (("avx_vnni",), False)],
+)
+def test_weights_are_reduced_where_sums_would_overflow(
+    profile: HardwareProfile, isa: tuple[str, ...], reduced: bool
+) -> None:
+    plans = plan(msgspec.structs.replace(profile, isa=isa), METHODS)
+    found = {
+        p.runtime: p.recipe.quantize.reduce_range
+        for p in plans
+        if isinstance(p.recipe.quantize, StaticInt8)
+    }
+    assert found == {"onnx_runtime": reduced, "litert": False}
+
+
 def test_a_float_only_profile_gets_no_int8(profile: HardwareProfile) -> None:
     numerics = msgspec.structs.replace(profile.numerics, dtypes=("float32",))
     plans = plan(msgspec.structs.replace(profile, numerics=numerics), METHODS)
