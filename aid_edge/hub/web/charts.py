@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from aid_edge.hub.rows import Bucket
 from aid_edge.hub.web.texts import duration
 
-WIDTH, HEIGHT = 460.0, 210.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 20.0, 30.0
+WIDTH, HEIGHT = 460.0, 225.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 40.0, 30.0
 MAX_BARS = 40
 _BASE = HEIGHT - BOTTOM
 _INNER = WIDTH - LEFT - RIGHT
-_TICK_GAP = 46.0
+_TICK_GAP = 62.0
 """Least distance between two labels of the time axis."""
 
 
@@ -36,6 +36,11 @@ class Tick:
 
     at: float
     label: str
+
+    @property
+    def anchor(self) -> str:
+        """Side of the label that stands at ``at``, so that it stays within the chart."""
+        return "start" if self.at < (LEFT + WIDTH - RIGHT) / 2 else "end"
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def _time_ticks(low_s: float, high_s: float, place: Callable[[float], float]) ->
         if low_s <= seconds <= high_s:
             at = place(seconds)
             if not found or at - found[-1].at >= _TICK_GAP:
-                found.append(Tick(at, duration(seconds)))
+                found.append(Tick(at, duration(seconds).replace(".0 ", " ")))
     if len(found) < 2:
         return Tick(LEFT, duration(low_s)), Tick(WIDTH - RIGHT, duration(high_s))
     return tuple(found)

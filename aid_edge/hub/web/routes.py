@@ -36,7 +36,7 @@ _HEADERS = {
 }
 
 
-def mount(  # noqa: PLR0913 - the parts of a hub, by name
+def mount(
     app: FastAPI, *, queries: Queries, live: Live, guard: Guard, fleet: str, version: str
 ) -> None:
     """Put the web view onto ``app``, the hub's API.
@@ -59,7 +59,26 @@ def mount(  # noqa: PLR0913 - the parts of a hub, by name
 def router(pages: Pages, live: Live, guard: Guard, sessions: Sessions) -> APIRouter:
     """Return the routes of the pages, the log-in and the WebSocket."""
     found = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    _add_pages(found, pages, guard, sessions)
+    _add_login(found, pages, guard, sessions)
 
+    @found.websocket("/live")
+    async def feed(websocket: WebSocket) -> None:
+        try:
+            _check_origin(websocket)
+            guard.check_host(websocket)
+            allowed = await run_in_threadpool(_may_look, websocket, guard, sessions)
+        except (AidError, HTTPException):
+            allowed = False
+        if allowed:
+            await live.serve(websocket, pages.snapshot)
+        else:
+            await websocket.close(CLOSE_POLICY)
+
+    return found
+
+
+def _add_pages(found: APIRouter, pages: Pages, guard: Guard, sessions: Sessions) -> None:
     @found.get("/")
     def show_fleet(request: Request) -> Response:
         if not _may_look(request, guard, sessions):
@@ -75,6 +94,8 @@ def router(pages: Pages, live: Live, guard: Guard, sessions: Sessions) -> APIRou
             raise HTTPException(HTTPStatus.NOT_FOUND, "The fleet has no device of this name.")
         return _page(page)
 
+
+def _add_login(found: APIRouter, pages: Pages, guard: Guard, sessions: Sessions) -> None:
     @found.get("/login")
     def ask_token() -> Response:
         return _page(pages.login())
@@ -100,21 +121,6 @@ def router(pages: Pages, live: Live, guard: Guard, sessions: Sessions) -> APIRou
             secure=request.url.scheme == "https",
         )
         return response
-
-    @found.websocket("/live")
-    async def feed(websocket: WebSocket) -> None:
-        try:
-            _check_origin(websocket)
-            guard.check_host(websocket)
-            allowed = await run_in_threadpool(_may_look, websocket, guard, sessions)
-        except (AidError, HTTPException):
-            allowed = False
-        if not allowed:
-            await websocket.close(CLOSE_POLICY)
-            return
-        await live.serve(websocket, pages.snapshot)
-
-    return found
 
 
 def _page(html: str, status: HTTPStatus = HTTPStatus.OK) -> HTMLResponse:

@@ -6,7 +6,7 @@ import datetime as dt
 import math
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
-NOTHING = "–"
+NOTHING = "\u2013"
 """What stands where there is no figure."""
 
 _SIGNS = {

@@ -113,7 +113,7 @@ def test_a_pinned_wheel_that_does_not_exist_is_named(
     index.mkdir()
     wheel(index, "top", "1.0")
     offline(monkeypatch, index)
-    with pytest.raises(FlashError, match="no wheel of top==2.0"):
+    with pytest.raises(FlashError, match=r"no wheel of top==2\.0"):
         fetch_wheels([Requirement("top>=1")], PI, "top==2.0\n", tmp_path / "cache")
     with pytest.raises(FlashError, match="contradicts"):
         fetch_wheels([Requirement("top<2")], PI, "top==2.0\n", tmp_path / "cache")

@@ -64,12 +64,15 @@
     const axis = { stroke: c.text, grid: { stroke: c.grid, width: 1 }, ticks: { stroke: c.grid, width: 1 } };
     const ms = (v) => (v == null ? "–" : `${+v.toPrecision(3)} ms`);
     const line = (label, stroke, dash) => ({ label, stroke, dash, width: 2, spanGaps: true, value: (_, v) => ms(v) });
+    const two = (n) => String(n).padStart(2, "0");
+    const hour = (s) => ((d) => `${two(d.getUTCHours())}:${two(d.getUTCMinutes())}`)(new Date(s * 1e3));
     return {
       width,
+      tzDate: (s) => uPlot.tzDate(new Date(s * 1e3), "Etc/UTC"),
       height: 210,
       scales: { y: { range: (_, low, high) => [0, (high || 1) * 1.1] } },
       series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}" }, line("p50", c.p50), line("p95", c.p95, [6, 4])],
-      axes: [axis, { ...axis, size: 60, values: (_, values) => values.map(ms) }],
+      axes: [{ ...axis, values: (_, times) => times.map(hour) }, { ...axis, size: 60, values: (_, values) => values.map(ms) }],
       cursor: { drag: { x: false, y: false } },
     };
   }
