@@ -174,8 +174,8 @@ class LiteRtModel:
             runner = self._interpreter.get_signature_runner(key)
             mine = runner.get_input_details() if is_input else runner.get_output_details()
             if {info.name for info in infos} == set(mine):
-                by_index = {detail["index"]: detail for detail in details}
-                found = {n: by_index[d["index"]] for n, d in mine.items() if d["index"] in by_index}
+                by_name = {detail["name"]: detail for detail in details}
+                found = {n: by_name[d["name"]] for n, d in mine.items() if d["name"] in by_name}
         if len(details) == len(infos) == 1 and infos[0].name not in found:
             # Without a signature, a converter names the one tensor as it likes.
             found = {infos[0].name: details[0]}

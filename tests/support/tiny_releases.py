@@ -146,12 +146,14 @@ def manifest(
     )
 
 
-def golden_frame(weights: np.ndarray = WEIGHTS) -> bytes:
+def golden_frame(
+    weights: np.ndarray = WEIGHTS, names: tuple[str, str] = ("image", "scores")
+) -> bytes:
     """Return golden vectors of the classifier with ``weights``."""
     tensors = []
     for index, row in enumerate(np.array([[[3, 1, 0, 9]], [[0, 1, 2, 9]]], "f4")):
-        tensors.append(tensor(f"{index}/in/image", row))
-        tensors.append(tensor(f"{index}/out/scores", row @ weights))
+        tensors.append(tensor(f"{index}/in/{names[0]}", row))
+        tensors.append(tensor(f"{index}/out/{names[1]}", row @ weights))
     return encode_frame(tensors)
 
 
