@@ -76,6 +76,7 @@ class SimulatedDevice:
         client.on_connect = self._connected
         client.on_subscribe = lambda *_: self._up.set()
         client.on_message = self._message
+        client.on_disconnect = self._disconnected
         client.on_socket_open = lambda _c, _d, s: s.setsockopt(
             socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
         )
@@ -90,7 +91,7 @@ class SimulatedDevice:
         self._client.will_set(topic(self.fleet, self.device, Channel.CONN), encode(death), 1, True)
         self._client.connect(str(self._url.hostname), self._url.port or 1883)
         self._client.loop_start()
-        if not self._up.wait(WAIT_S):
+        if not self._up.wait(WAIT_S) or self.refusal:
             self.__exit__()
             raise ConnectionError(self.refusal or "not connected")
         return self
@@ -158,6 +159,11 @@ class SimulatedDevice:
             self.refusal = str(code)
             return
         client.subscribe([(topic(self.fleet, self.device, c), 1) for c in DOWN])
+
+    def _disconnected(self, _c: paho.Client, _d: Any, _f: Any, code: Any, _p: Any) -> None:
+        if code.is_failure:
+            self.refusal = self.refusal or str(code)
+            self._up.set()
 
     def _message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         for channel, inbox in self.inbox.items():

@@ -29,6 +29,7 @@ SERVICE_USER = "mosquitto"
 HUB_USER = "hub"
 """Common name of the hub's own certificate: the only client that reaches all topics."""
 MAX_INFLIGHT_MESSAGES = 200
+MAX_QUEUED_MESSAGES = 10_000_000
 MAX_PACKET_BYTES = MAX_REPLY_BYTES + 64 * 1024
 STOP_S = 10.0
 COMPLAINT_CHARACTERS = 1500
@@ -112,8 +113,9 @@ def write_configuration(options: MosquittoOptions, data: Path, *, is_kept: bool)
         "allow_anonymous false",
         f"acl_file {data / 'acl'}",
         "set_tcp_nodelay true",
-        # The default of 1000 drops acknowledged messages without a word.
-        "max_queued_messages 0",
+        # The default of 1000 drops acknowledged messages without a word. 0, for no bound, makes
+        # Mosquitto 2.0 end the connection of a client that it refuses a message.
+        f"max_queued_messages {MAX_QUEUED_MESSAGES}",
         f"max_inflight_messages {MAX_INFLIGHT_MESSAGES}",
         f"max_packet_size {MAX_PACKET_BYTES}",
         "persistent_client_expiration 1d",
