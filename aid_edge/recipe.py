@@ -34,7 +34,7 @@ class StaticInt8:
         per_channel: One scale per output channel of the weights; else one per tensor.
         activations: ``uint8`` is what x86 fuses, ``int8`` what Arm and LiteRT fuse.
         symmetric_activations: Zero point fixed (0 for int8, 128 for uint8).
-        reduce_range: Seven-bit weights, for x86 without VNNI, whose 16-bit sums would saturate.
+        reduce_range: Weights that cannot saturate the 16-bit sums of x86 without VNNI.
         method: ``min-max`` is the runtime's own quantizer on observed extremes; ``nncf`` is NNCF's
             algorithm with fast bias correction (ONNX Runtime only).
         samples: How many calibration samples are used at most.
@@ -57,7 +57,7 @@ class StaticInt8:
     def title(self) -> str:
         """What people call it."""
         weights = "per-channel" if self.per_channel else "per-tensor"
-        reduced = ", 7-bit weights" if self.reduce_range else ""
+        reduced = ", no saturation" if self.reduce_range else ""
         method = "" if self.method == "min-max" else ", NNCF bias correction"
         return f"static int8 ({weights} weights, {self.activations} activations{reduced}{method})"
 

@@ -92,8 +92,15 @@ def version(runtime: str) -> str:
     return metadata.version(distribution)
 
 
-def open_artifact(path: Path, runtime: str, *, threads: int = 1) -> Session:
+def open_artifact(path: Path, runtime: str, *, threads: int = 1, exact: bool = False) -> Session:
     """Return the artifact at ``path``, loaded in ``runtime``.
+
+    Args:
+        path: The artifact.
+        runtime: Its runtime.
+        threads: Threads for one inference.
+        exact: Integer arithmetic as every processor but an x86 without VNNI does it, slower there:
+            so that this machine answers what the device will.
 
     Raises:
         ConversionError: The runtime refuses it.
@@ -101,7 +108,7 @@ def open_artifact(path: Path, runtime: str, *, threads: int = 1) -> Session:
         MissingDependencyError: It is not installed.
     """
     version(runtime)
-    return _OPENERS[runtime](path, threads)
+    return _OPENERS[runtime](path, threads, exact)
 
 
 def placement(path: Path, runtime: str, scratch: Path) -> Placement:
@@ -131,9 +138,9 @@ def _distribution(runtime: str) -> tuple[str, str]:
 class _OnnxRuntimeSession:
     """An ONNX model in ONNX Runtime on the CPU."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, exact: bool) -> None:
         self._path = path
-        self._session = _onnx_session(path, threads, None)
+        self._session = _onnx_session(path, threads, exact=exact)
         self.inputs = tuple(_onnx_info(i) for i in self._session.get_inputs())
         self.outputs = tuple(_onnx_info(o) for o in self._session.get_outputs())
         self._names = [o.name for o in self.outputs]
@@ -146,13 +153,16 @@ class _OnnxRuntimeSession:
         return dict(zip(self._names, values, strict=True))
 
 
-def _onnx_session(path: Path, threads: int, optimized: Path | None) -> Any:
+def _onnx_session(path: Path, threads: int, *, exact: bool, optimized: Path | None = None) -> Any:
     import onnxruntime  # noqa: PLC0415 -- only in worker processes
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if exact:
+        # Without VNNI, u8 x s8 kernels of x86 saturate: take those of u8 x u8.
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:
@@ -175,12 +185,30 @@ def _onnx_info(node: Any) -> TensorInfo:
 def _onnx_placement(path: Path, scratch: Path) -> Placement:
     import onnx  # noqa: PLC0415 -- only in worker processes
 
-    planned = scratch / "planned.onnx"
-    _onnx_session(path, 1, planned)
-    graph = onnx.load(str(planned), load_external_data=False).graph
+    planned, unsigned = scratch / "planned.onnx", scratch / "unsigned.onnx"
+    # Only Arm fuses signed activations: plan their unsigned twin, which x86 fuses alike.
+    onnx.save(_unsigned(onnx.load(str(path))), str(unsigned))
+    _onnx_session(unsigned, 1, exact=False, optimized=planned)
+    graph = onnx.load(str(planned)).graph
     operators = Counter(node.op_type for node in graph.node)
-    planned.unlink()
     return _counted(operators, _ONNX_INTEGER, _ONNX_FLOATING)
+
+
+def _unsigned(model: Any) -> Any:
+    """Return a QDQ model with signed activations made unsigned: code and zero point plus 128."""
+    from onnx import TensorProto, numpy_helper  # noqa: PLC0415 -- only in worker processes
+
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        is_activation = node.op_type in {"QuantizeLinear", "DequantizeLinear"} and (
+            node.input[0] not in tensors
+        )
+        point = tensors.get(node.input[2]) if is_activation and len(node.input) > 2 else None
+        if point is not None and point.data_type == TensorProto.INT8:
+            codes = numpy_helper.to_array(point).astype(np.int16) + 128
+            point.CopyFrom(numpy_helper.from_array(codes.astype(np.uint8), point.name))
+    del model.graph.value_info[:]
+    return model
 
 
 # --- LiteRT ----------------------------------------------------------------------------------
@@ -189,7 +217,8 @@ def _onnx_placement(path: Path, scratch: Path) -> Placement:
 class _LiteRtSession:
     """A TFLite model in LiteRT with its XNNPACK delegate."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, exact: bool) -> None:
+        del exact  # XNNPACK multiplies in 32 bits everywhere
         self._path = path
         self._interpreter = _litert_interpreter(path, threads)
         inputs = self._interpreter.get_input_details()
@@ -301,7 +330,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-_OPENERS: dict[str, Callable[[Path, int], Session]] = {
+_OPENERS: dict[str, Callable[[Path, int, bool], Session]] = {
     "onnx_runtime": _OnnxRuntimeSession,
     "litert": _LiteRtSession,
 }

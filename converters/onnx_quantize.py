@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -28,6 +29,7 @@ from aid_edge.errors import ConversionError
 from aid_edge.isolate import progress
 from aid_edge.recipe import StaticInt8
 from converters.onnx_export import matching_nodes, strip
+from converters.onnx_saturation import avoid_saturation
 from device_agent.contract.profile import HardwareProfile
 
 _COMPUTE = ["Conv", "MatMul", "Gemm"]
@@ -67,6 +69,10 @@ def quantize(
             prepared.unlink()
     progress(0.95, "strip")
     model = onnx.load(str(to))
+    if recipe.method == "nncf" and recipe.activations == "int8":
+        _make_signed(model)
+    if recipe.reduce_range:
+        avoid_saturation(model, onnx.load(str(floating)))
     strip(model)
     onnx.save(model, str(to))
 
@@ -103,7 +109,6 @@ def _by_runtime(
         _Reader(calibration, recipe.samples),
         quant_format=QuantFormat.QDQ,
         per_channel=recipe.per_channel,
-        reduce_range=recipe.reduce_range,
         activation_type=QuantType.QUInt8 if recipe.activations == "uint8" else QuantType.QInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=_COMPUTE if operators & _TRANSFORMER else None,
@@ -138,10 +143,10 @@ def _by_nncf(
         activations_quantization_params=QuantizationParameters(
             per_channel=False,
             mode=QuantizationScheme.SYMMETRIC if symmetric else QuantizationScheme.ASYMMETRIC,
-            signedness_to_force=True if recipe.activations == "int8" else None,
         ),
         weights_quantization_params=QuantizationParameters(per_channel=recipe.per_channel),
-        overflow_fix=OverflowFix.ENABLE if recipe.reduce_range else OverflowFix.DISABLE,
+        # Seven-bit weights; what is done instead is in onnx_saturation.
+        overflow_fix=OverflowFix.DISABLE,
     )
     operators = {node.op_type for node in model.graph.node}
     samples = min(recipe.samples, len(next(iter(calibration.values()))))
@@ -155,6 +160,24 @@ def _by_nncf(
         advanced_parameters=parameters,
     )
     onnx.save(quantized, str(to))
+
+
+def _make_signed(model: onnx.ModelProto) -> None:
+    """Turn unsigned activations into signed ones in place: code and zero point less 128."""
+    tensors = {t.name: t for t in model.graph.initializer}
+    points = {
+        node.input[2]
+        for node in model.graph.node
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}
+        and len(node.input) > 2
+        and node.input[0] not in tensors
+        and tensors[node.input[2]].data_type == onnx.TensorProto.UINT8
+    }
+    for name in points:
+        point = numpy_helper.to_array(tensors[name]).astype(np.int16) - 128
+        tensors[name].CopyFrom(numpy_helper.from_array(point.astype(np.int8), name))
+    # It says which tensors are unsigned.
+    del model.graph.value_info[:]
 
 
 def _samples(inputs: Arrays, count: int) -> Iterator[dict[str, Any]]:
