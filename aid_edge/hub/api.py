@@ -112,7 +112,8 @@ class DeploymentBody(_Body):
     def _check(self) -> DeploymentBody:
         if bool(self.devices) == self.all_devices:
             raise ValueError("say either devices or all_devices")
-        if (self.action == "deploy") != (self.name is not None and self.version is not None):
+        named = [part is not None for part in (self.name, self.version)]
+        if named != [self.action == "deploy"] * 2:
             raise ValueError("deploy needs name and version, and rollback takes neither")
         return self
 
