@@ -6,7 +6,7 @@ import gc
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,23 @@ from aid_edge.converter import Arrays, Artifact
 from aid_edge.errors import ConversionError, DataError, UnsupportedModelError
 from aid_edge.isolate import Limits, Progress
 from aid_edge.model import SourceModel
+from aid_edge.outcome import (
+    Closeness,
+    Facts,
+    check_arrays,
+    check_close,
+    check_declared,
+    check_same,
+    compare,
+    to_artifact,
+)
 from aid_edge.recipe import Float32, Recipe, StaticInt8
 from aid_edge.runtimes import Placement, Session
-from aid_edge.sources.inspection import NUMPY_NAMES
 from aid_edge.sources.opening import run_in_worker
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 
-FLOAT_MIN_COSINE = 0.999
-FLOAT_MAX_RELATIVE = 1e-3
-"""A float artifact's largest difference from the source, as a share of the largest output."""
-
 _BATCHES = (2, 3)
-_BATCH_MIN_COSINE = 0.999
 _CHECKED_SAMPLES = 32
 _READ_BYTES = 2**20
 
@@ -58,24 +62,6 @@ class ConversionRequest:
     calibration: Arrays | None = None
     reference: Arrays | None = None
     limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Closeness:
-    """How close outputs are to the source model's, over ``n`` inputs.
-
-    Attributes:
-        max_abs: Largest absolute difference of any output value.
-        cosine: Smallest cosine similarity of any one output to its source output.
-        agreement: Share of inputs with the same arg-max over the last axis of the first output.
-        batches: Batch sizes that were tried and gave the same answers.
-    """
-
-    n: int
-    max_abs: float
-    cosine: float
-    agreement: float
-    batches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -114,7 +100,7 @@ class ConversionResult:
 
     def to_artifact(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Return inputs in the source's layout and types as the artifact takes them."""
-        return _to_artifact(inputs, self.axes, self.inputs)
+        return to_artifact(inputs, self.axes, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -167,10 +153,10 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
         request.limits, None, _check_in_worker, artifact, request.runtime, samples,
         saturates=_may_saturate(request.recipe),
     ).value  # fmt: skip
-    _check_declared(request.model, facts)
-    closeness = _closeness(reference, facts.outputs, request.model, facts.batches)
+    check_declared(request.model, facts)
+    closeness = compare(reference, facts.outputs, request.model, facts.batches)
     if isinstance(request.recipe.quantize, Float32):
-        _check_close(closeness, reference, request)
+        check_close(closeness, reference, request.runtime)
     tell(1.0, "done")
     return ConversionResult(
         artifact=artifact.path,
@@ -306,56 +292,6 @@ def benchmark(
     return replace(outcome.value, peak_rss_bytes=outcome.peak_rss_bytes)
 
 
-def check_arrays(arrays: Arrays, infos: Sequence[TensorInfo], what: str) -> int:
-    """Return how many samples ``arrays`` hold, if they fit the tensors ``infos``.
-
-    Raises:
-        DataError: A tensor is missing, unknown, empty, not finite, or of another type or shape.
-    """
-    names = [info.name for info in infos]
-    if set(arrays) != set(names):
-        raise DataError(
-            f"{what}: has {', '.join(sorted(arrays)) or 'nothing'}; wanted {', '.join(names)}"
-        )
-    for info in infos:
-        array = arrays[info.name]
-        wanted = NUMPY_NAMES[info.datatype]
-        if array.dtype.name != wanted:
-            raise DataError(f"{what}: {info.name} is {array.dtype.name}; wanted {wanted}")
-        if array.ndim != len(info.shape) or any(
-            size not in {-1, found}
-            for size, found in zip(info.shape[1:], array.shape[1:], strict=True)
-        ):
-            shape = ", ".join("any" if s == -1 else str(s) for s in info.shape[1:])
-            raise DataError(
-                f"{what}: {info.name} has shape {list(array.shape)}; wanted [n, {shape}]"
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{what}: {info.name} has values that are not finite (NaN or infinity)")
-    counts = {len(array) for array in arrays.values()}
-    if len(counts) != 1:
-        raise DataError(f"{what}: the inputs have different numbers of samples: {sorted(counts)}")
-    count = counts.pop()
-    if not count:
-        raise DataError(f"{what}: is empty")
-    return int(count)
-
-
-# --- checking the outcome --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What a fresh process found out about an artifact."""
-
-    version: str
-    input_infos: tuple[TensorInfo, ...]
-    output_infos: tuple[TensorInfo, ...]
-    outputs: dict[str, NDArray[Any]]
-    placement: Placement
-    batches: tuple[int, ...]
-
-
 def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -376,93 +312,12 @@ def _inside(made: Artifact, out: Path) -> Artifact:
     return made
 
 
-def _check_declared(model: SourceModel, facts: _Facts) -> None:
-    for side, wanted, found in (
-        ("inputs", model.inputs, facts.input_infos),
-        ("outputs", model.outputs, facts.output_infos),
-    ):
-        if [t.name for t in wanted] != [t.name for t in found]:
-            raise ConversionError(
-                f"the artifact's {side} are {', '.join(t.name for t in found)}; "
-                f"the source model's are {', '.join(t.name for t in wanted)}"
-            )
-    for name, array in facts.outputs.items():
-        bad = int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind == "f" else 0
-        if bad:
-            raise ConversionError(
-                f"output {name} of the artifact has {bad} of {array.size} values that are not "
-                "finite (NaN or infinity)",
-                hint="Check the source model on the same inputs, and the preprocessing.",
-            )
-
-
-def _check_close(found: Closeness, reference: Arrays, request: ConversionRequest) -> None:
-    largest = max(float(np.abs(a).max()) for a in reference.values())
-    relative = found.max_abs / largest if largest else found.max_abs
-    if found.cosine < FLOAT_MIN_COSINE or relative > FLOAT_MAX_RELATIVE:
-        raise ConversionError(
-            f"the float artifact for {request.runtime} does not compute what the source does: "
-            f"smallest cosine {found.cosine:.6f}, largest difference {found.max_abs:.3g} "
-            f"({relative:.2%} of the largest output) over {found.n} inputs",
-            hint="This is a fault of the toolchain; the artifact is not to be used.",
-        )
-
-
-def _closeness(
-    reference: Arrays, outputs: Arrays, model: SourceModel, batches: tuple[int, ...]
-) -> Closeness:
-    cosine, largest, count = 1.0, 0.0, 0
-    for info in model.outputs:
-        want, got = reference[info.name], outputs[info.name]
-        if want.shape != got.shape:
-            raise ConversionError(
-                f"output {info.name} has shape {list(got.shape)}; "
-                f"the source's is {list(want.shape)}"
-            )
-        count = len(want)
-        a = want.reshape(count, -1).astype(np.float64)
-        b = got.reshape(count, -1).astype(np.float64)
-        if not np.isfinite(a).all():
-            raise ConversionError(
-                f"output {info.name} of the source model is not finite (NaN or infinity)",
-                hint="The model itself is at fault, or the inputs are not what it was trained on.",
-            )
-        cosine = min(cosine, float(_cosine(a, b).min()))
-        largest = max(largest, float(np.abs(a - b).max()))
-    first = model.outputs[0].name
-    agreement = np.mean(_top(reference[first]) == _top(outputs[first]))
-    return Closeness(count, largest, cosine, float(agreement), batches)
-
-
-def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    same = np.all(a == b, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.where(norms > 0, (a * b).sum(axis=1) / norms, 0.0)
-    return np.where(same, 1.0, found)
-
-
-def _top(array: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(array.reshape(len(array), -1).argmax(axis=1))
-
-
 def _digest(path: Path) -> str:
     hasher = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
             hasher.update(block)
     return f"sha256:{hasher.hexdigest()}"
-
-
-def _to_artifact(
-    inputs: Arrays, axes: Mapping[str, tuple[int, ...]], infos: Sequence[TensorInfo]
-) -> dict[str, NDArray[Any]]:
-    types = {info.name: NUMPY_NAMES[info.datatype] for info in infos}
-    found = {}
-    for name, array in inputs.items():
-        moved = np.transpose(array, axes[name]) if name in axes else array
-        found[name] = np.ascontiguousarray(moved, types[name])
-    return found
 
 
 def _first(arrays: Arrays, count: int) -> dict[str, NDArray[Any]]:
@@ -495,36 +350,23 @@ def _convert_in_worker(request: ConversionRequest) -> Artifact:
     )
 
 
-def _check_in_worker(made: Artifact, runtime: str, samples: Arrays, *, saturates: bool) -> _Facts:
+def _check_in_worker(made: Artifact, runtime: str, samples: Arrays, *, saturates: bool) -> Facts:
     session = runtimes.open_artifact(made.path, runtime, exact=True)
-    inputs = _to_artifact(samples, made.axes, session.inputs)
+    inputs = to_artifact(samples, made.axes, session.inputs)
     outputs = _run(session, inputs, 1)
     tried = [1]
     if all(info.shape and info.shape[0] == -1 for info in session.inputs):
         for batch in _BATCHES:
             tried.append(batch)
-            _check_same(outputs, _run(session, inputs, batch), f"in batches of {batch}")
+            check_same(outputs, _run(session, inputs, batch), f"in batches of {batch}")
     if not saturates:
         plain = runtimes.open_artifact(made.path, runtime)
-        _check_same(outputs, _run(plain, inputs, 1), "in this processor's fastest kernels")
+        check_same(outputs, _run(plain, inputs, 1), "in this processor's fastest kernels")
     with tempfile.TemporaryDirectory() as scratch:
         placement = runtimes.placement(made.path, runtime, Path(scratch))
-    return _Facts(
+    return Facts(
         runtimes.version(runtime), session.inputs, session.outputs, outputs, placement, tuple(tried)
     )
-
-
-def _check_same(single: Arrays, other: Arrays, where: str) -> None:
-    for name, want in single.items():
-        a = want.reshape(len(want), -1).astype(np.float64)
-        b = other[name].reshape(len(want), -1).astype(np.float64)
-        lowest = float(_cosine(a, b).min())
-        # Also false for NaN.
-        if not lowest >= _BATCH_MIN_COSINE:
-            raise ConversionError(
-                f"output {name} is another one {where} than alone: smallest cosine {lowest:.4f}",
-                hint="This is a fault of the runtime; try another one.",
-            )
 
 
 def _predict_in_worker(

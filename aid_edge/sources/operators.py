@@ -114,6 +114,11 @@ def shape_refusals(model: SourceModel, profile: HardwareProfile) -> list[str]:
         if len(tensor.shape) > most
     ]
     reasons += [
+        f"{tensor.name} is a scalar; its first dimension must be the batch"
+        for tensor in (*model.inputs, *model.outputs)
+        if not tensor.shape
+    ]
+    reasons += [
         f"operator {use.type}, first at {use.first_node}, has rank {use.max_rank}; "
         f"{profile.id} takes at most rank {most}"
         for use in model.uses

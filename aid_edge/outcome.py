@@ -1,0 +1,203 @@
+"""What came of a conversion: is it what was declared, finite, and close to the source? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aid_edge.converter import Arrays
+from aid_edge.errors import ConversionError, DataError
+from aid_edge.model import SourceModel
+from aid_edge.runtimes import Placement
+from aid_edge.sources.inspection import NUMPY_NAMES
+from device_agent.contract.tensors import TensorInfo
+
+FLOAT_MIN_COSINE = 0.999
+FLOAT_MAX_RELATIVE = 1e-3
+"""A float artifact's largest difference from the source, as a share of the largest output."""
+
+_SAME_MIN_COSINE = 0.999
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How close outputs are to the source model's, over ``n`` inputs.
+
+    Attributes:
+        max_abs: Largest absolute difference of any output value.
+        cosine: Smallest cosine similarity of any one output to its source output.
+        agreement: Share of inputs with the same arg-max over the last axis of the first output.
+        batches: Batch sizes that were tried and gave the same answers.
+    """
+
+    n: int
+    max_abs: float
+    cosine: float
+    agreement: float
+    batches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a fresh process found out about an artifact."""
+
+    version: str
+    input_infos: tuple[TensorInfo, ...]
+    output_infos: tuple[TensorInfo, ...]
+    outputs: dict[str, NDArray[Any]]
+    placement: Placement
+    batches: tuple[int, ...]
+
+
+def check_arrays(arrays: Arrays, infos: Sequence[TensorInfo], what: str) -> int:
+    """Return how many samples ``arrays`` hold, if they fit the tensors ``infos``.
+
+    Raises:
+        DataError: A tensor is missing, unknown, empty, not finite, or of another type or shape.
+    """
+    names = [info.name for info in infos]
+    if set(arrays) != set(names):
+        raise DataError(
+            f"{what}: has {', '.join(sorted(arrays)) or 'nothing'}; wanted {', '.join(names)}"
+        )
+    for info in infos:
+        array = arrays[info.name]
+        wanted = NUMPY_NAMES[info.datatype]
+        if array.dtype.name != wanted:
+            raise DataError(f"{what}: {info.name} is {array.dtype.name}; wanted {wanted}")
+        if array.ndim != len(info.shape) or any(
+            size not in {-1, found}
+            for size, found in zip(info.shape[1:], array.shape[1:], strict=True)
+        ):
+            shape = ", ".join("any" if s == -1 else str(s) for s in info.shape[1:])
+            raise DataError(
+                f"{what}: {info.name} has shape {list(array.shape)}; wanted [n, {shape}]"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"{what}: {info.name} has values that are not finite (NaN or infinity)")
+    counts = {len(array) for array in arrays.values()}
+    if len(counts) != 1:
+        raise DataError(f"{what}: the inputs have different numbers of samples: {sorted(counts)}")
+    count = counts.pop()
+    if not count:
+        raise DataError(f"{what}: is empty")
+    return int(count)
+
+
+def check_declared(model: SourceModel, facts: Facts) -> None:
+    """Return if an artifact has the source model's inputs and outputs, and finite numbers.
+
+    Raises:
+        ConversionError: It does not; names the tensor.
+    """
+    for side, wanted, found in (
+        ("inputs", model.inputs, facts.input_infos),
+        ("outputs", model.outputs, facts.output_infos),
+    ):
+        if [t.name for t in wanted] != [t.name for t in found]:
+            raise ConversionError(
+                f"the artifact's {side} are {', '.join(t.name for t in found)}; "
+                f"the source model's are {', '.join(t.name for t in wanted)}"
+            )
+    for name, array in facts.outputs.items():
+        bad = int(np.count_nonzero(~np.isfinite(array))) if array.dtype.kind == "f" else 0
+        if bad:
+            raise ConversionError(
+                f"output {name} of the artifact has {bad} of {array.size} values that are not "
+                "finite (NaN or infinity)",
+                hint="Check the source model on the same inputs, and the preprocessing.",
+            )
+
+
+def check_close(found: Closeness, reference: Arrays, runtime: str) -> None:
+    """Return if a float artifact computes what the source model does.
+
+    Raises:
+        ConversionError: It does not; says by how much.
+    """
+    largest = max(float(np.abs(a).max()) for a in reference.values())
+    relative = found.max_abs / largest if largest else found.max_abs
+    if found.cosine < FLOAT_MIN_COSINE or relative > FLOAT_MAX_RELATIVE:
+        raise ConversionError(
+            f"the float artifact for {runtime} does not compute what the source does: "
+            f"smallest cosine {found.cosine:.6f}, largest difference {found.max_abs:.3g} "
+            f"({relative:.2%} of the largest output) over {found.n} inputs",
+            hint="This is a fault of the toolchain; the artifact is not to be used.",
+        )
+
+
+def compare(
+    reference: Arrays, outputs: Arrays, model: SourceModel, batches: tuple[int, ...]
+) -> Closeness:
+    """Return how close ``outputs`` are to the source model's outputs ``reference``.
+
+    Raises:
+        ConversionError: Shapes differ, or the source model's outputs are not finite.
+    """
+    cosine, largest, count = 1.0, 0.0, 0
+    for info in model.outputs:
+        want, got = reference[info.name], outputs[info.name]
+        if want.shape != got.shape:
+            raise ConversionError(
+                f"output {info.name} has shape {list(got.shape)}; "
+                f"the source's is {list(want.shape)}"
+            )
+        count = len(want)
+        a = want.reshape(count, -1).astype(np.float64)
+        b = got.reshape(count, -1).astype(np.float64)
+        if not np.isfinite(a).all():
+            raise ConversionError(
+                f"output {info.name} of the source model is not finite (NaN or infinity)",
+                hint="The model itself is at fault, or the inputs are not what it was trained on.",
+            )
+        cosine = min(cosine, float(_cosine(a, b).min()))
+        largest = max(largest, float(np.abs(a - b).max()))
+    first = model.outputs[0].name
+    agreement = np.mean(_top(reference[first]) == _top(outputs[first]))
+    return Closeness(count, largest, cosine, float(agreement), batches)
+
+
+def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    same = np.all(a == b, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = np.where(norms > 0, (a * b).sum(axis=1) / norms, 0.0)
+    return np.where(same, 1.0, found)
+
+
+def _top(array: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(array.reshape(len(array), -1).argmax(axis=1))
+
+
+def to_artifact(
+    inputs: Arrays, axes: Mapping[str, tuple[int, ...]], infos: Sequence[TensorInfo]
+) -> dict[str, NDArray[Any]]:
+    """Return inputs in the source model's layout and types as the artifact takes them."""
+    types = {info.name: NUMPY_NAMES[info.datatype] for info in infos}
+    found = {}
+    for name, array in inputs.items():
+        moved = np.transpose(array, axes[name]) if name in axes else array
+        found[name] = np.ascontiguousarray(moved, types[name])
+    return found
+
+
+def check_same(single: Arrays, other: Arrays, where: str) -> None:
+    """Return if two runs of one artifact on the same inputs agree.
+
+    Raises:
+        ConversionError: They do not; ``where`` says what was different about the other run.
+    """
+    for name, want in single.items():
+        a = want.reshape(len(want), -1).astype(np.float64)
+        b = other[name].reshape(len(want), -1).astype(np.float64)
+        lowest = float(_cosine(a, b).min())
+        # Also false for NaN.
+        if not lowest >= _SAME_MIN_COSINE:
+            raise ConversionError(
+                f"output {name} is another one {where} than alone: smallest cosine {lowest:.4f}",
+                hint="This is a fault of the runtime; try another one.",
+            )
