@@ -93,7 +93,7 @@ class HttpServer:
             self._wake, self._waker = socket.socketpair()
             opened.pop_all()
         self.port = int(self._tcp.getsockname()[1])
-        self._thread = threading.Thread(target=self._accept_all, name="api")
+        self._thread = threading.Thread(target=self._accept_all, name="api", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -145,7 +145,10 @@ class HttpServer:
         if listener is self._tcp:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         thread = threading.Thread(
-            target=self._serve, args=(connection, listener is self._tcp), name="api-connection"
+            target=self._serve,
+            args=(connection, listener is self._tcp),
+            name="api-connection",
+            daemon=True,
         )
         with self._lock:
             has_room = len(self._connections) < self._bounds.max_connections

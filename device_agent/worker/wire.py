@@ -6,6 +6,7 @@ frame's meta holds one of the structs below under the key that is its tag.
 
 from __future__ import annotations
 
+import functools
 import socket
 import struct
 import time
@@ -214,6 +215,11 @@ def _left_s(until_s: float) -> float:
     return left
 
 
+@functools.cache
+def _decoder(kind: type[_S]) -> msgspec.json.Decoder[_S]:
+    return msgspec.json.Decoder(kind)
+
+
 def body_of(meta: dict[str, msgspec.Raw], kind: type[_S]) -> _S | None:
     """Return the ``kind`` in a message's meta, or None when it holds another.
 
@@ -224,6 +230,7 @@ def body_of(meta: dict[str, msgspec.Raw], kind: type[_S]) -> _S | None:
     if raw is None:
         return None
     try:
-        return msgspec.json.decode(raw, type=kind)
+        decoded: _S = _decoder(kind).decode(raw)
     except msgspec.DecodeError as e:
         raise MalformedMessageError(f"worker message {kind.__name__}: {e}") from e
+    return decoded
