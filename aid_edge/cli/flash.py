@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     "--hub",
     default="",
     metavar="ADDRESS",
-    help="Broker that the device connects to (mqtts://host:port), or the hub's own address "
-    "(https://host:port). [default: the running hub of this home]",
+    help="The hub's broker, as the device reaches it: mqtts://host:port. "
+    "[default: that of this home's running hub]",
 )
 @click.option(
     "--runtime",

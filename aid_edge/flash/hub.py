@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 from urllib.parse import urlsplit
 
-import httpx
-
-from aid_edge.errors import HomeError, HubUnreachableError, UsageError
+from aid_edge.errors import HomeError, UsageError
 from aid_edge.home import Home
-from aid_edge.identity import hub_files, read_api_token
 
 STATE_FILE = "hub.json"
-HUB_PATH = "/api/v1/hub"
-TIMEOUT_S = 10.0
 BROKER_FIELD = "broker_url"
-MAX_ANSWER_BYTES = 64 * 1024
 
 
 def broker_of(home: Home, hub: str) -> str:
@@ -23,25 +17,20 @@ def broker_of(home: Home, hub: str) -> str:
 
     Args:
         home: The operator's home.
-        hub: Address of a broker, which is the answer, or of a hub, which is asked; empty for the
-            running hub of ``home``.
+        hub: Address of a broker, which is the answer; empty for that of the home's running hub.
 
     Raises:
-        UsageError: Neither, or no hub of this home runs.
-        HubUnreachableError: The hub does not answer, or not with a broker's address.
+        UsageError: It is no address of a broker, or no hub of this home runs.
         HomeError: The state of the home's hub cannot be read.
     """
-    scheme = urlsplit(hub).scheme if hub else ""
-    if scheme in {"mqtt", "mqtts"}:
-        return hub
-    if scheme in {"http", "https"}:
-        return _ask(home, hub)
-    if hub:
+    if not hub:
+        return _running(home)
+    if urlsplit(hub).scheme not in {"mqtt", "mqtts"}:
         raise UsageError(
-            f"--hub {hub!r} is no address of a broker or a hub",
-            hint="Such as mqtts://hub.local:8883 or https://hub.local:8480.",
+            f"--hub {hub!r} is not the address of a broker",
+            hint="Such as mqtts://hub.local:8883; leave it out for the running hub of this home.",
         )
-    return _running(home)
+    return hub
 
 
 def _running(home: Home) -> str:
@@ -55,27 +44,10 @@ def _running(home: Home) -> str:
         ) from e
     except (OSError, ValueError) as e:
         raise HomeError(f"{path}: cannot be read: {e}") from e
-    return _field(state, str(path))
-
-
-def _ask(home: Home, hub: str) -> str:
-    address = f"{hub.rstrip('/')}{HUB_PATH}"
-    headers = {"Authorization": f"Bearer {read_api_token(home.hub)}"}
-    verify = str(hub_files(home.hub).ca)
-    try:
-        answer = httpx.get(address, headers=headers, verify=verify, timeout=TIMEOUT_S)
-        answer.raise_for_status()
-        state = answer.json()
-    except (httpx.HTTPError, ValueError, OSError) as e:
-        raise HubUnreachableError(f"{address}: {e}") from e
-    return _field(state, address)
-
-
-def _field(state: object, source: str) -> str:
     broker = state.get(BROKER_FIELD) if isinstance(state, dict) else None
     if not isinstance(broker, str) or not broker:
-        raise HubUnreachableError(
-            f"{source} does not say the address of a broker",
+        raise HomeError(
+            f"{path} does not say the address of a broker",
             hint="Name the broker with --hub mqtts://...",
         )
     return broker

@@ -24,7 +24,7 @@ from email.parser import BytesParser
 from importlib import resources
 from pathlib import Path
 
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from aid_edge.errors import FlashError, MissingDependencyError
@@ -293,11 +293,16 @@ def _pinned_out(output: str) -> str:
     if pinned is None:
         return ""
     name, version = canonicalize_name(pinned[1]), pinned[2]
-    required = [
-        Requirement(match[1])
-        for match in _REQUESTED.finditer(output)
-        if canonicalize_name(Requirement(match[1]).name) == name
-    ]
+    # pip joins the ranges of one package by "and".
+    texts = [m[1].replace(" and ", ",") for m in _REQUESTED.finditer(output)]
+    required = [r for r in map(_parsed, texts) if r and canonicalize_name(r.name) == name]
     if all(r.specifier.contains(version, prereleases=True) for r in required):
         return f"{pinned[1]}=={version}"
     return ""
+
+
+def _parsed(text: str) -> Requirement | None:
+    try:
+        return Requirement(text)
+    except InvalidRequirement:
+        return None  # Words of pip that are no requirement.

@@ -150,3 +150,14 @@ def test_the_cache_index_lists_every_wheel(tmp_path: Path, monkeypatch: pytest.M
     offline(monkeypatch, index)
     got = fetch_wheels([Requirement("top")], PI, "", tmp_path / "cache")
     assert set(json.loads((got.folder / "wheels.json").read_text())) == set(got.names)
+
+
+def test_pips_words_for_two_ranges_are_understood() -> None:
+    output = (
+        "ERROR: Cannot install litert<3 and >=2.0 because these package versions have conflicting"
+        " dependencies.\n\nThe conflict is caused by:\n    The user requested litert<3 and >=2.0\n"
+        "    something that is no requirement !\n"
+        "    The user requested (constraint) litert==2.3.0\n\nERROR: ResolutionImpossible: ...\n"
+    )
+    assert "no wheel of litert==2.3.0" in str(explain(output, PI))
+    assert "contradicts" in str(explain(output.replace("<3", "<2.1"), PI))
