@@ -165,9 +165,7 @@ def serve(home: Home, options: HubOptions, *, say: Callable[[str], None]) -> Non
         HomeError: A key, certificate or token is missing.
     """
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with running_hub(home, options) as hub:
+    with _signals_set(stop), running_hub(home, options) as hub:
         state = HubState(hub.url, hub.broker.url, os.getpid())
         path = home.hub / "hub.json"
         write_atomic(path, msgspec.json.encode(state))
@@ -182,6 +180,17 @@ def serve(home: Home, options: HubOptions, *, say: Callable[[str], None]) -> Non
 
 
 SUBSCRIBED = (*CHANNELS, Channel.BLOB_REQUEST)
+
+
+@contextmanager
+def _signals_set(stop: threading.Event) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _LateOutbox:
