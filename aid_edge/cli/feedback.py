@@ -19,8 +19,19 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--device", default="", help="Only of this device.")
-@click.option("--verdict", default="", type=click.Choice(["", "right", "wrong", "unclear"]))
-@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 200))
+@click.option(
+    "--verdict",
+    default="",
+    type=click.Choice(["", "right", "wrong", "unclear"]),
+    help="Only this verdict.",
+)
+@click.option(
+    "--limit",
+    default=50,
+    show_default=True,
+    type=click.IntRange(1, 200),
+    help="How many, newest first.",
+)
 @hub_option
 @home_option
 @json_option
