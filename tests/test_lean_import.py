@@ -15,7 +15,7 @@ CRYPTOGRAPHY = ["cryptography", "tuf", "securesystemslib"]
 HOST = ["aid_edge", "converters", "click", "fastapi"]
 SUPERVISOR = [
     "device_agent.cli",
-    "device_agent.agent",
+    "device_agent.agent.core",
     "device_agent.deployment.controller",
     "device_agent.serving.http",
     "device_agent.worker.handle",
