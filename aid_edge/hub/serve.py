@@ -92,62 +92,12 @@ def running_hub(home: Home, options: HubOptions) -> Iterator[RunningHub]:
     """
     with ExitStack() as stack:
         stack.enter_context(_only_one(home))
-        token = read_api_token(home.hub)
-        catalogue = Catalogue(home)
-        store = Store(database_path(home))
-        stack.callback(store.close)
-        queries = Queries(store.path, CatalogueReleases(catalogue))
-        stack.callback(queries.close)
-        broker = stack.enter_context(ready_broker(home, options.broker))
-        outbox = _LateOutbox()
         live = Live()
-        ingest = Ingest(store, outbox, home.fleet, on_change=live.changed)
-        blobs = BlobService(
-            catalogue, outbox, on_malformed=ingest.count_malformed, on_seen=ingest.saw
-        )
-        signer = load_signer(home.keys, KeyRole.DIRECTOR)
-        director = Director(store, catalogue, home.fleet, signer, outbox, on_change=live.changed)
-        connection = HubConnection(
-            broker.address,
-            home.fleet,
-            [(subscription(home.fleet, c), DELIVERY[c].qos) for c in SUBSCRIBED],
-            on_message=_router(ingest, blobs),
-            on_connected=director.broker_came,
-        )
-        outbox.connection = connection
-        stack.enter_context(ingest)
-        stack.enter_context(blobs)
-        stack.enter_context(connection)
-        connection.wait_until_up(CONNECT_S)
-        repository = Repository(home)
-        loop = DirectorLoop(director, lambda now: repository.refresh_timestamp(now=now))
-        stack.enter_context(loop)
-
-        def problems() -> list[str]:
-            alive = {
-                "ingest": ingest.is_alive,
-                "blob service": blobs.is_alive,
-                "director": loop.is_alive,
-            }
-            dead = [f"{part} ended" for part, is_alive in alive.items() if not is_alive]
-            return dead if connection.is_up else [*dead, "not connected to the broker"]
-
-        services = Services(
-            fleet=home.fleet,
-            version=importlib.metadata.version("aid-edge"),
-            broker=broker.kind,
-            queries=queries,
-            director=director,
-            ingest=ingest,
-            blobs=blobs,
-            guard=Guard(token, options.host),
-            is_connected=lambda: connection.is_up,
-            problems=problems,
-        )
+        services, broker = _start_services(stack, home, options, live)
         app = create_app(services)
         mount(
             app,
-            queries=queries,
+            queries=services.queries,
             live=live,
             guard=services.guard,
             fleet=services.fleet,
@@ -155,6 +105,60 @@ def running_hub(home: Home, options: HubOptions) -> Iterator[RunningHub]:
         )
         url = stack.enter_context(_serving(app, home, options))
         yield RunningHub(url, broker, services)
+
+
+def _start_services(
+    stack: ExitStack, home: Home, options: HubOptions, live: Live
+) -> tuple[Services, ReadyBroker]:
+    """Start everything but the API; ``stack`` ends it."""
+    guard = Guard(read_api_token(home.hub), options.host)
+    signer = load_signer(home.keys, KeyRole.DIRECTOR)
+    catalogue = Catalogue(home)
+    store = Store(database_path(home))
+    stack.callback(store.close)
+    queries = Queries(store.path, CatalogueReleases(catalogue))
+    stack.callback(queries.close)
+    broker = stack.enter_context(ready_broker(home, options.broker))
+    outbox = _LateOutbox()
+    ingest = Ingest(store, outbox, home.fleet, on_change=live.changed)
+    blobs = BlobService(catalogue, outbox, on_malformed=ingest.count_malformed, on_seen=ingest.saw)
+    director = Director(store, catalogue, home.fleet, signer, outbox, on_change=live.changed)
+    connection = outbox.connection = HubConnection(
+        broker.address,
+        home.fleet,
+        [(subscription(home.fleet, c), DELIVERY[c].qos) for c in SUBSCRIBED],
+        on_message=_router(ingest, blobs),
+        on_connected=director.broker_came,
+    )
+    for part in (ingest, blobs, connection):
+        stack.enter_context(part)
+    connection.wait_until_up(CONNECT_S)
+    repository = Repository(home)
+    loop = DirectorLoop(director, lambda now: repository.refresh_timestamp(now=now))
+    stack.enter_context(loop)
+
+    def problems() -> list[str]:
+        alive = {
+            "ingest": ingest.is_alive,
+            "blob service": blobs.is_alive,
+            "director": loop.is_alive,
+        }
+        dead = [f"{part} ended" for part, is_alive in alive.items() if not is_alive]
+        return dead if connection.is_up else [*dead, "not connected to the broker"]
+
+    services = Services(
+        fleet=home.fleet,
+        version=importlib.metadata.version("aid-edge"),
+        broker=broker.kind,
+        queries=queries,
+        director=director,
+        ingest=ingest,
+        blobs=blobs,
+        guard=guard,
+        is_connected=lambda: connection.is_up,
+        problems=problems,
+    )
+    return services, broker
 
 
 def serve(home: Home, options: HubOptions, *, say: Callable[[str], None]) -> None:
