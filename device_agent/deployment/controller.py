@@ -178,6 +178,9 @@ class Controller:
             return
 
     def _restart(self) -> None:
+        if self._journal.state == State.IDLE and self._has.slots.active is not None:
+            # The journal was lost; the slots say what to serve until the hub says what is wanted.
+            self._change(state=State.FAILED, reason="the journal was lost", is_passing=True)
         journal = self._journal
         reason = journal.reason
         if journal.state in BUSY:

@@ -147,4 +147,4 @@ def advance(state: State, event: Event) -> State:
     try:
         return TRANSITIONS[state, event]
     except KeyError:
-        raise TransitionError(state, event) from None
+        raise TransitionError(state.value, event.value) from None

@@ -271,9 +271,7 @@ class HubDouble:
                 request_id=request.request_id, digest=request.digest, reason="no such blob"
             )
             return [(Channel.BLOB_REPLY, encode(refused))]
-        return [
-            (Channel.BLOB_CHUNK, encode_chunk(chunk)) for chunk in self._chunks(request, blob)
-        ]
+        return [(Channel.BLOB_CHUNK, encode_chunk(chunk)) for chunk in self._chunks(request, blob)]
 
     def _chunks(self, request: BlobRequest, blob: bytes) -> list[Chunk]:
         mask = int.from_bytes(bytes.fromhex(request.missing), "little")
