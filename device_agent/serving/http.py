@@ -38,6 +38,9 @@ MAX_SOCKET_PATH_BYTES = 107
 _KEPT_BODY_BYTES = 4 * 2**20
 """A connection keeps memory for a body of up to this size, so that the next one costs none."""
 
+_REFUSE_S = 0.1
+"""How long a connection that there is no room for may hold up the next one."""
+
 _log = logging.getLogger(__name__)
 Answer = Callable[[Head, memoryview, float], Response]
 
@@ -83,6 +86,10 @@ class HttpServer:
     ) -> None:
         self._answer = answer
         self._bounds = bounds or Bounds()
+        # One request that is allowed at all must find room when it is alone.
+        self._max_all_bodies_bytes = max(
+            self._bounds.max_all_bodies_bytes, self._bounds.max_body_bytes
+        )
         self._lock = threading.Lock()
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._bodies_bytes = 0
@@ -159,8 +166,11 @@ class HttpServer:
             return
         busy = refusal(BusyError(f"{self._bounds.max_connections} connections are open already"))
         with connection, contextlib.suppress(OSError):
-            connection.settimeout(self._bounds.write_s)
+            connection.settimeout(_REFUSE_S)
             connection.sendall(busy.head(is_persistent=False) + b"".join(busy.parts))
+            connection.shutdown(socket.SHUT_WR)
+            # Closing over an unread request would reset the connection, and lose the answer.
+            connection.recv(MAX_HEAD_BYTES)
 
     def _serve(self, end: socket.socket, is_tcp: bool) -> None:
         try:
@@ -176,9 +186,7 @@ class HttpServer:
     def _reserve(self, count_bytes: int) -> None:
         """Account for a body; a negative count gives it back."""
         with self._lock:
-            if count_bytes > 0 and (
-                self._bodies_bytes + count_bytes > self._bounds.max_all_bodies_bytes
-            ):
+            if count_bytes > 0 and (self._bodies_bytes + count_bytes > self._max_all_bodies_bytes):
                 raise BusyError(
                     "too many bytes of requests are in work", hint="Ask again later.",
                     is_closing=True,

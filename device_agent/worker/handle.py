@@ -259,7 +259,8 @@ class Worker:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        self._watcher.join(CLOSE_WAIT_S)
+        if threading.current_thread() is not self._watcher:
+            self._watcher.join(CLOSE_WAIT_S)
         with self._lock:
             self._channel.close()
 

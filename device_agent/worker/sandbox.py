@@ -24,7 +24,6 @@ resident set itself is bounded by the supervisor, which reads it."""
 
 _SYSTEM_PATHS = (
     "/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/localtime",
-    "/etc/nsswitch.conf", "/etc/passwd",
     "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems",
     "/proc/version", "/proc/sys/kernel", "/proc/sys/vm",
     "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm",

@@ -184,6 +184,12 @@ def test_bodies_of_all_connections_have_a_bound(tmp_path: Path) -> None:
         assert httpx.post(url, content=b"x" * 600).status_code == 200
 
 
+def test_largest_body_has_room_when_it_is_alone(tmp_path: Path) -> None:
+    with serving(tmp_path, Bounds(max_body_bytes=1000, max_all_bodies_bytes=10)) as server:
+        response = httpx.post(f"http://127.0.0.1:{server.port}/a", content=b"x" * 1000)
+        assert response.json()["bytes"] == 1000
+
+
 def test_slow_head_is_ended(tmp_path: Path) -> None:
     with serving(tmp_path, Bounds(head_s=0.2)) as server, connect(server.port) as end:
         end.sendall(b"GET / HTTP/1.1\r\nHost: ")
@@ -203,14 +209,14 @@ def test_idle_connection_is_ended(tmp_path: Path) -> None:
 
 def test_client_that_does_not_read_is_given_up(tmp_path: Path) -> None:
     def answer(head: Head, body: memoryview, arrived_s: float) -> Response:
-        return Response(200, [b"x" * 64 * 2**20])
+        return Response(200, [b"x" * (64 * 2**20 if head.path == "/big" else 1)])
 
     bounds = Bounds(write_s=0.3, max_connections=1)
     with (
         HttpServer(answer, port=0, socket_path=tmp_path / "s", bounds=bounds) as server,
         connect(server.port) as lazy,
     ):
-        lazy.sendall(LIVE)
+        lazy.sendall(LIVE.replace(b"/v2/health/live", b"/big"))
         # Until its thread is gone, there is no room for another.
         while httpx.get(f"http://127.0.0.1:{server.port}/").status_code == 503:
             pass

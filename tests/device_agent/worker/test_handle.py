@@ -151,6 +151,19 @@ def test_crash_is_told_once_and_names_the_signal(tmp_path: Path, signal_number: 
     assert len(told) == 1
 
 
+def test_worker_may_be_closed_by_whom_its_death_is_told(tmp_path: Path) -> None:
+    closed = threading.Event()
+
+    def on_death(_: SandboxError) -> None:
+        worker.close()
+        closed.set()
+
+    worker = start(spec(tmp_path, tiny.manifest()), on_death=on_death)
+    os.kill(worker.pid, signal.SIGKILL)
+    assert closed.wait(10)
+    assert not worker.alive
+
+
 def test_crash_in_the_middle_of_a_request_ends_the_wait(tmp_path: Path) -> None:
     declared = number_manifest(deadline_s=100)
     with start(spec(tmp_path, declared, tiny.slow_model)) as worker:
