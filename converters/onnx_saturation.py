@@ -126,8 +126,9 @@ def _largest_pair(rows: NDArray[np.float64], node: onnx.NodeProto) -> NDArray[np
 
     Kernels walk a convolution's weights channel first or channel last: both orders are looked at.
     """
-    if node.op_type == "Conv" and rows.shape[1] == 1:
-        # Depthwise kernels multiply in 32 bits.
+    group = next((a.i for a in node.attribute if a.name == "group"), 1)
+    if node.op_type == "Conv" and group > 1 and rows.shape[1] == 1:
+        # Depthwise kernels multiply in 32 bits. One input channel alone is not depthwise.
         return np.zeros(len(rows))
     orders = [rows.reshape(len(rows), -1)]
     if rows.ndim > 2:
