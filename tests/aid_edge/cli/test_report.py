@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from aid_edge.cli.main import run
+from aid_edge.pipeline.findings import ProfileFinding, Provenance, Report, SourceFinding
+from device_agent.contract.errors import EXIT_USAGE
+
+DIGEST = "sha256:" + "0" * 64
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    report = Report(
+        source=SourceFinding(
+            name="tiny", version="1.0.0", title="Tiny", spec="tiny.onnx", framework="onnx",
+            task="other", parameters=1234, digest=DIGEST, inputs=(), outputs=(), operators={},
+        ),
+        data=(),
+        profiles=(
+            ProfileFinding(
+                id="generic-x86_64", title="PC", digest=DIGEST, arch="x86_64", latency="host",
+                threads=1, rank_by=("latency",), candidates=(), chosen=None,
+                verdict="gate missed: there is no candidate", notes=("weigh this",),
+            ),
+        ),
+        provenance=Provenance(command="", seed=0, host="here", tools={}),
+    )  # fmt: skip
+    (tmp_path / "report.json").write_bytes(msgspec.json.encode(report))
+    return tmp_path
+
+
+def test_summary_says_verdict_and_notes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "Tiny 1.0.0 (onnx, 1,234 parameters)" in text
+    assert "generic-x86_64: gate missed: there is no candidate" in text
+    assert "  - weigh this" in text
+    assert str(folder / "report.html") in text
+
+
+def test_summary_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["schema"] == "aid-edge/report-summary/v1"
+    assert result["report"]["source"]["name"] == "tiny"
+
+
+def test_a_folder_without_a_report_is_a_usage_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", str(tmp_path)]) == EXIT_USAGE
+    assert "report.json: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_open_shows_the_page_or_says_where_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], opens: bool
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: asked.append(url) or opens)
+    assert run(["report", str(folder), "--open"]) == 0
+    assert asked == [(folder / "report.html").as_uri()]
+    assert ("no browser" in capsys.readouterr().err) is not opens
