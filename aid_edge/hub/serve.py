@@ -246,6 +246,7 @@ def _serving(app: FastAPI, home: Home, options: HubOptions) -> Iterator[str]:
         port=options.port,
         log_config=None,
         access_log=False,
+        log_level="warning",
         ws="websockets-sansio",
         timeout_graceful_shutdown=3,
         ssl_certfile=None if is_local else files.certificate,

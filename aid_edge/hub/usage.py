@@ -52,7 +52,7 @@ def add_window(
             "INSERT OR REPLACE INTO usage_window (device, span_s, start_unix_s, digest, release,"
             " ok, error, deadline, rejected, latency, phases, classes, confidence, rss_bytes,"
             " restarts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*key, release, *_merged(found, window)),
+            (*key, release, *_merged(found, window, has_phases=span == HOUR_S)),
         )
 
 
@@ -94,11 +94,15 @@ def prune(connection: sqlite3.Connection, now_unix_s: float) -> None:
         )
 
 
-def _merged(found: sqlite3.Row | None, window: ModelWindow) -> tuple[object, ...]:
+def _merged(
+    found: sqlite3.Row | None, window: ModelWindow, *, has_phases: bool
+) -> tuple[object, ...]:
     outcomes = window.outcomes
     counts = [outcomes.ok, outcomes.error, outcomes.deadline, outcomes.rejected]
     latency = dict(window.latency)
     total = latency.pop(TOTAL, Sketch())
+    if not has_phases:
+        latency.clear()  # by the hour is enough to see which phase it is
     classes, confidence = _add_counts({}, window.classes), window.confidence
     rss_bytes, restarts = window.rss_bytes, window.restarts
     if found is not None:
@@ -126,6 +130,8 @@ def _merged(found: sqlite3.Row | None, window: ModelWindow) -> tuple[object, ...
 
 
 def _bounded(sketch: Sketch) -> Sketch:
+    if max(sketch.counts.values(), default=0) <= MAX_COUNT:
+        return sketch
     counts = {bucket: min(count, MAX_COUNT) for bucket, count in sketch.counts.items()}
     return Sketch(counts, min(sketch.total_s, float(MAX_COUNT)))
 
