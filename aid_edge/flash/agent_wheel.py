@@ -15,14 +15,13 @@ import importlib.util
 import io
 import zipfile
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from aid_edge.errors import FlashError
+from aid_edge.flash.distribution import DISTRIBUTION, Facts, installed_facts
 
-DISTRIBUTION = "aid-edge"
 PACKAGE = "device_agent"
 LOCAL_VERSION = "agent"
 """Marks the wheel as the device's part of the distribution (PEP 440 local version)."""
@@ -46,7 +45,6 @@ class AgentWheel:
     name: str
     version: str
     data: bytes
-    requires_python: str
     requirements: tuple[Requirement, ...]
     extra_requirements: dict[str, tuple[Requirement, ...]]
 
@@ -61,53 +59,29 @@ def build_agent_wheel(extras: tuple[str, ...]) -> AgentWheel:
         FlashError: The distribution is not installed, has no such extra, or its package holds no
             agent.
     """
-    try:
-        installed = metadata.distribution(DISTRIBUTION)
-    except metadata.PackageNotFoundError as e:
+    facts = installed_facts()
+    if unknown := [extra for extra in extras if extra not in facts.extras]:
         raise FlashError(
-            f"the distribution {DISTRIBUTION} is not installed here, so its agent has no version",
-            hint="pip install -e '.[flash]' in the source tree, or pip install 'aid-edge[flash]'.",
-        ) from e
-    offered = set(installed.metadata.get_all("Provides-Extra") or ())
-    if unknown := [extra for extra in extras if extra not in offered]:
-        raise FlashError(
-            f"{DISTRIBUTION} {installed.version} has no extra {unknown[0]!r}",
-            hint=f"Installed extras: {', '.join(sorted(offered))}. Reinstall {DISTRIBUTION}.",
+            f"{DISTRIBUTION} {facts.version} has no extra {unknown[0]!r}",
+            hint=f"It has: {', '.join(sorted(facts.extras))}. Reinstall {DISTRIBUTION}.",
         )
-    requirements = [Requirement(text) for text in installed.requires or ()]
-    base = tuple(r for r in requirements if _applies(r, ""))
-    by_extra = {
-        extra: tuple(r for r in requirements if _applies(r, extra) and not _applies(r, ""))
-        for extra in extras
-    }
-    version = f"{installed.version.partition('+')[0]}+{LOCAL_VERSION}"
+    by_extra = {extra: facts.extras[extra] for extra in extras}
+    version = f"{facts.version.partition('+')[0]}+{LOCAL_VERSION}"
     stem = f"{DISTRIBUTION.replace('-', '_')}-{version}"
-    requires_python = _field(installed, "Requires-Python")
     files = dict(_package_files())
     info = f"{stem}.dist-info"
-    files[f"{info}/METADATA"] = _metadata(installed, version, base, by_extra)
+    files[f"{info}/METADATA"] = _metadata(facts, version, by_extra)
     files[f"{info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: aid-edge flash\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
-    files[f"{info}/entry_points.txt"] = _entry_points(installed)
+    files[f"{info}/entry_points.txt"] = _entry_points(facts)
     return AgentWheel(
         name=f"{stem}-py3-none-any.whl",
         version=version,
         data=_zip(files, f"{info}/RECORD"),
-        requires_python=requires_python,
-        requirements=base,
+        requirements=facts.requirements,
         extra_requirements=by_extra,
     )
-
-
-def _applies(requirement: Requirement, extra: str) -> bool:
-    """Whether the requirement belongs to ``extra``; other markers are the target's to judge."""
-    if requirement.marker is None:
-        return extra == ""
-    text = str(requirement.marker)
-    if "extra ==" not in text:
-        return extra == ""
-    return f'extra == "{extra}"' in text
 
 
 def _package_files() -> list[tuple[str, bytes]]:
@@ -128,42 +102,34 @@ def _package_files() -> list[tuple[str, bytes]]:
     return [(f"{PACKAGE}/{p.relative_to(root).as_posix()}", p.read_bytes()) for p in paths]
 
 
-def _metadata(
-    installed: metadata.Distribution,
-    version: str,
-    base: tuple[Requirement, ...],
-    by_extra: dict[str, tuple[Requirement, ...]],
-) -> bytes:
+def _metadata(facts: Facts, version: str, by_extra: dict[str, tuple[Requirement, ...]]) -> bytes:
     lines = [
         "Metadata-Version: 2.1",
         f"Name: {DISTRIBUTION}",
         f"Version: {version}",
         "Summary: The agent of AID Edge: runs verified models on a device.",
-        f"License: {_field(installed, 'License-Expression')}",
+        f"License: {facts.license}",
+        f"Requires-Python: {facts.requires_python}",
+        *(f"Requires-Dist: {requirement}" for requirement in facts.requirements),
     ]
-    if python := _field(installed, "Requires-Python"):
-        lines.append(f"Requires-Python: {python}")
-    lines += [f"Requires-Dist: {requirement}" for requirement in base]
     for extra, requirements in by_extra.items():
         lines.append(f"Provides-Extra: {extra}")
-        lines += [f"Requires-Dist: {requirement}" for requirement in requirements]
+        for requirement in requirements:
+            marker = f"({requirement.marker}) and " if requirement.marker else ""
+            text = str(requirement).partition(";")[0]
+            lines.append(f'Requires-Dist: {text}; {marker}extra == "{extra}"')
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _field(installed: metadata.Distribution, name: str) -> str:
-    values = installed.metadata.get_all(name)
-    return values[0] if values else ""
-
-
-def _entry_points(installed: metadata.Distribution) -> bytes:
+def _entry_points(facts: Facts) -> bytes:
     scripts = [
-        f"{e.name} = {e.value}"
-        for e in installed.entry_points
-        if e.group == "console_scripts" and e.value.partition(":")[0].split(".")[0] == PACKAGE
+        f"{name} = {target}\n"
+        for name, target in sorted(facts.scripts.items())
+        if target.partition(":")[0].split(".")[0] == PACKAGE
     ]
     if not scripts:
-        raise FlashError(f"{DISTRIBUTION} {installed.version} installs no command of the agent")
-    return ("[console_scripts]\n" + "\n".join(sorted(scripts)) + "\n").encode()
+        raise FlashError(f"{DISTRIBUTION} {facts.version} has no command of the agent")
+    return ("[console_scripts]\n" + "".join(scripts)).encode()
 
 
 def _zip(files: dict[str, bytes], record_name: str) -> bytes:

@@ -209,16 +209,9 @@ def _requirements(
         runtime = profile.runtime(name)
         if runtime is not None:
             found.append(Requirement(f"{RUNTIMES[name].distribution}{runtime.version}"))
-    plain = []
-    for requirement in found:
-        marker, requirement.marker = requirement.marker, None
-        # Our own extras were judged already: only the platform is left to judge.
-        if marker is None or any(
-            marker.evaluate({**target.environment, "extra": extra})
-            for extra in ("", *agent.extra_requirements)
-        ):
-            plain.append(requirement)
-    return plain
+    applying = [r for r in found if r.marker is None or r.marker.evaluate(target.environment)]
+    # Judged here, for the target: pip would judge by the Python that runs it.
+    return [Requirement(str(r).partition(";")[0]) for r in applying]
 
 
 def _check_libc(profile: HardwareProfile, wheels: WheelSet, target: WheelTarget) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,18 +170,17 @@ def _short(number: int) -> str:
 
 
 def _time_ticks(low_s: float, high_s: float, place: Callable[[float], float]) -> tuple[Tick, ...]:
-    """Return ticks at 1, 2 and 5 times powers of ten, as far as their labels have room."""
-    found: list[Tick] = []
-    candidates = [
-        digit * 10.0**power
-        for power in range(math.floor(math.log10(low_s)), math.ceil(math.log10(high_s)) + 1)
-        for digit in (1, 2, 5)
-    ]
-    for seconds in candidates:
-        if low_s <= seconds <= high_s:
-            at = place(seconds)
-            if not found or at - found[-1].at >= _TICK_GAP:
-                found.append(Tick(at, duration(seconds).replace(".0 ", " ")))
+    """Return ticks at 1, 2 and 5 times powers of ten, or at fewer, so that labels have room."""
+    powers = range(math.floor(math.log10(low_s)), math.ceil(math.log10(high_s)) + 1)
+    for digits, each in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 3)):
+        places = [digit * 10.0**power for power in powers if power % each == 0 for digit in digits]
+        found = [Tick(place(s), _round(s)) for s in places if low_s <= s <= high_s]
+        if all(b.at - a.at >= _TICK_GAP for a, b in itertools.pairwise(found)):
+            break
     if len(found) < 2:
         return Tick(LEFT, duration(low_s)), Tick(WIDTH - RIGHT, duration(high_s))
     return tuple(found)
+
+
+def _round(seconds: float) -> str:
+    return duration(float(f"{seconds:.3g}")).replace(".0 ", " ")

@@ -28,6 +28,7 @@ from device_agent.contract.names import IDENTIFIER_PATTERN
 
 MAX_TEXT_CHARACTERS = 100
 MAX_RELEASE_CHARACTERS = 130
+MAX_FIELDS = 20
 COUNTS_AGE_S = 1.0
 """How old the status tiles may be: counting reads every device."""
 MAX_CLASSES = 20
@@ -59,7 +60,10 @@ class FleetView:
 
 def fleet_view(query: str) -> FleetView:
     """Return what the query string of the fleet page says; what makes no sense is left out."""
-    values = parse_qs(query, max_num_fields=20)
+    try:
+        values = parse_qs(query, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        values = {}
 
     def first(name: str, most: int) -> str:
         return values.get(name, [""])[0].strip()[:most]

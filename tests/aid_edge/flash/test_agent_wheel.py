@@ -3,7 +3,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import tomllib
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +32,8 @@ def test_holds_the_agent_and_nothing_of_the_host() -> None:
 
 def test_requires_what_the_device_needs_and_offers_its_runtime_only() -> None:
     wheel = build_agent_wheel(("litert",))
-    assert {r.name for r in wheel.requirements} == {"msgspec", "paho-mqtt", "tuf", "cryptography"}
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert {str(r) for r in wheel.requirements} == set(project["dependencies"])
     assert "ai-edge-litert" in {r.name for r in wheel.extra_requirements["litert"]}
     files = members(wheel.data)
     metadata = next(files[n] for n in files if n.endswith("/METADATA")).decode()

@@ -1,4 +1,4 @@
-"""The pages in real headless Chromium: figures, live updates, keyboard, accessibility, no outside."""
+"""The pages in real headless Chromium: figures, live updates, keyboard, accessibility."""
 
 from __future__ import annotations
 
