@@ -258,7 +258,7 @@ def _died(step: str, code: int, watch: _Watch, tail: str) -> StepCrashedError:
         return StepCrashedError(
             f"{step} {watch.reason} and was ended{peak}",
             cause=_last_lines(tail),
-            hint="Raise the limit (--memory-limit, --time-limit), or use fewer or smaller samples.",
+            hint="Use fewer or smaller samples, or allow more: aid_edge.isolate.Limits.",
         )
     if code < 0:
         name = signal.Signals(-code).name

@@ -58,7 +58,7 @@ def inspect(request: SourceRequest) -> Inspection:
         if type(layer).__name__ != "InputLayer":
             count.add(type(layer).__name__, _rank(layer), layer.name)
     digest = digest_of_files("keras", [Path(request.spec)])
-    outputs = tuple(_info(t, request.spec) for t in model.outputs)
+    outputs = _infos(model.outputs, request.spec)
     if request.output_names:
         if len(request.output_names) != len(outputs):
             raise SourceError(
@@ -79,9 +79,9 @@ def declared_inputs(request: SourceRequest, model: Any) -> tuple[TensorInfo, ...
     Raises:
         SourceError: The request contradicts the file.
     """
-    found = [_info(t, request.spec) for t in model.inputs]
+    found = _infos(model.inputs, request.spec)
     if not request.inputs:
-        return tuple(found)
+        return found
     if len(request.inputs) != len(found):
         raise SourceError(
             f"{request.spec}: {len(request.inputs)} inputs are declared, it has {len(found)}"
@@ -134,12 +134,20 @@ def _rank(layer: Any) -> int:
     return max((len(t.shape) for t in tensors), default=0)
 
 
-def _info(tensor: Any, spec: str) -> TensorInfo:
-    name = keras.backend.standardize_dtype(tensor.dtype)
-    if name not in DATATYPES:
-        raise SourceError(f"{spec}: {tensor.name} is {name}, which has no type on the wire")
-    shape = tuple(-1 if size is None else int(size) for size in tensor.shape)
-    return TensorInfo(tensor.name, DATATYPES[name], shape)  # type: ignore[arg-type]
+def _infos(tensors: Sequence[Any], spec: str) -> tuple[TensorInfo, ...]:
+    infos = []
+    for number, tensor in enumerate(tensors):
+        datatype = DATATYPES.get(keras.backend.standardize_dtype(tensor.dtype))
+        if datatype is None:
+            raise SourceError(f"{spec}: {tensor.name} is {tensor.dtype}, unknown on the wire")
+        # The layer's name is saved in the file; a tensor's is counted up anew in every process.
+        history = getattr(tensor, "_keras_history", None)
+        name = history.operation.name if history is not None else tensor.name
+        if any(name == info.name for info in infos):
+            name = f"{name}_{number}"
+        shape = tuple(-1 if size is None else int(size) for size in tensor.shape)
+        infos.append(TensorInfo(name, datatype, shape))  # type: ignore[arg-type]
+    return tuple(infos)
 
 
 def _load_error(path: Path, error: BaseException) -> SourceError:

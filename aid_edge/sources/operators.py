@@ -127,10 +127,9 @@ def shape_refusals(model: SourceModel, profile: HardwareProfile) -> list[str]:
     for tensor in model.inputs:
         varying = [str(axis) for axis, size in enumerate(tensor.shape) if size == -1 and axis > 0]
         if varying:
-            shape = "x".join(str(size) if size > 0 else "N" for size in tensor.shape)
             reasons.append(
                 f"input {tensor.name} {list(tensor.shape)} varies in axis {', '.join(varying)}; "
-                f"fix it with --input {tensor.name}:{tensor.datatype}:{shape}"
+                "give it a fixed size in [[inputs]] of a model.toml"
             )
         if tensor.shape and tensor.shape[0] > profile.shapes.max_batch:
             reasons.append(

@@ -124,7 +124,7 @@ def declared_inputs(request: SourceRequest) -> tuple[CardInput, ...]:
     if not request.inputs:
         raise SourceError(
             f"{request.spec}: a PyTorch module does not say what it takes",
-            hint="Give --input NAME:FP32:1x3x224x224, or [[inputs]] in a model.toml beside it.",
+            hint="Say it under [[inputs]] of a model card (model.toml beside the weights).",
         )
     for tensor in request.inputs:
         if -1 in tensor.shape[1:] or 0 in tensor.shape or not tensor.shape:
