@@ -134,7 +134,7 @@ def _ours(endpoint: Endpoint) -> Iterator[None]:
         yield
     except ssl.SSLError as e:
         raise TransportError(
-            f"broker {endpoint}: TLS failed: {e.reason or e}",
+            f"broker {endpoint}: TLS failed: {e}",
             hint="Check identity/ca.pem, identity/device.pem and identity/device.key.",
         ) from e
     except (MQTTException, OSError, ValueError, RuntimeError) as e:

@@ -172,6 +172,7 @@ class Spool:
                     self._drop(kind)
                     return None
                 self._insert(seq, kind, payload)
+                self._save_drops()
             except sqlite3.Error as e:
                 # The disk is full or failing: the agent goes on, and says what was lost.
                 _log.error("spool %s: a record of kind %s is lost: %s", self._path, kind, e)
@@ -213,6 +214,9 @@ class Spool:
     def _drop(self, kind: str) -> None:
         self._dropped[kind] += 1
         self._unsaved_drops[kind] += 1
+        self._save_drops()
+
+    def _save_drops(self) -> None:
         with suppress(sqlite3.Error):
             for name, count in self._unsaved_drops.items():
                 self._db.execute(

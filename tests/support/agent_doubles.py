@@ -90,7 +90,11 @@ class MadeRelease:
         return Wish(revision, f"envelope-{revision}", time.time() + 3600, self.wanted)
 
 
-def make_release(  # noqa: PLR0913 - each a thing that a test may want otherwise
+LIMITS = Limits(2**28, 1, 1.0)
+RUNTIME = RuntimeRef("onnx_runtime", ">=1.20")
+
+
+def make_release(
     version: str = "1.0.0",
     *,
     name: str = "digits",
@@ -98,8 +102,8 @@ def make_release(  # noqa: PLR0913 - each a thing that a test may want otherwise
     golden: bytes = b"golden",
     counter: int = 1,
     profile_id: str = PROFILE,
-    limits: Limits = Limits(2**28, 1, 1.0),
-    runtime: RuntimeRef = RuntimeRef("onnx_runtime", ">=1.20"),
+    limits: Limits = LIMITS,
+    runtime: RuntimeRef = RUNTIME,
     inputs: tuple[TensorInfo, ...] = (TensorInfo("x", "FP32", (1, 4)),),
     outputs: tuple[TensorInfo, ...] = (TensorInfo("y", "FP32", (1, 3)),),
 ) -> MadeRelease:
