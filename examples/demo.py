@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
-from aid_edge.evaluate.preprocess import preprocess_image
-from device_agent.contract.manifest import Manifest
+from aid_edge.evaluate.preprocess import prepare
+from device_agent.contract.manifest import Manifest, decode_manifest
 from examples.local_fleet import Device, FleetError, LocalFleet, infer
 
 BUILD = Path("build/demo")
@@ -159,7 +160,8 @@ def predict(fleet: LocalFleet, name: str) -> list[Prediction]:
     predictions = []
     with httpx.Client(base_url=device.url, timeout=30) as client:
         for photo in photos:
-            tensor = preprocess_image(photo, manifest.preprocess)
+            with Image.open(photo) as image:
+                tensor = prepare(image, manifest.preprocess, manifest.inputs[0])[None]
             answer = infer(client, manifest.name, {manifest.inputs[0].name: tensor})
             prediction = Prediction(
                 name,
@@ -178,8 +180,6 @@ def predict(fleet: LocalFleet, name: str) -> list[Prediction]:
 
 
 def _installed_manifest(device: Device) -> Manifest:
-    from device_agent.contract.manifest import decode_manifest  # noqa: PLC0415
-
     return decode_manifest((device.home / "slots" / "active" / "manifest.json").read_bytes())
 
 

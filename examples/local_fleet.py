@@ -83,6 +83,7 @@ class LocalFleet:
     echo: Callable[[str], None] | None = None
     devices: dict[str, Device] = field(default_factory=dict)
     _hub: subprocess.Popen[bytes] | None = None
+    _has_served: bool = False
 
     @property
     def home(self) -> Path:
@@ -140,6 +141,10 @@ class LocalFleet:
         state = self.home / "hub" / "hub.json"
         state.unlink(missing_ok=True)
         words = ["hub", "serve", "--port", str(port), "--broker", broker]
+        if not self._has_served:
+            # Any free port; later starts take the same one again, which the devices know.
+            words += ["--broker-port", "0"]
+            self._has_served = True
         if self.echo:
             self.echo(f"$ aid-edge {' '.join(words)} &")
         with (self.folder / "hub.log").open("ab") as log:
@@ -162,7 +167,7 @@ class LocalFleet:
     @property
     def token(self) -> str:
         """The administrator's API token."""
-        return (self.home / "hub" / "token").read_text().strip()
+        return (self.home / "hub" / "api-token").read_text().strip()
 
     def stop_hub(self) -> None:
         """End the hub and its broker."""
