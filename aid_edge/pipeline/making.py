@@ -14,6 +14,7 @@ from aid_edge.errors import (
     ConversionError,
     HostError,
     MissingDependencyError,
+    StepCrashedError,
     UnsupportedModelError,
 )
 from aid_edge.evaluate.data import DataSet
@@ -124,32 +125,40 @@ class Maker:
             raise
         except HostError as e:
             on_progress(task, 1.0, f"failed: {e.code}")
-            text = f"{e}{f': {e.cause}' if e.cause else ''}"
-            return msgspec.structs.replace(empty, outcome=Refusal(code=e.code, text=text))
+            return msgspec.structs.replace(empty, outcome=_refusal(e))
         on_progress(task, 1.0, "done")
         return made
 
     def benchmark(
         self, made: Sequence[tuple[HardwareProfile, Made]], on_progress: Progress
     ) -> list[Made]:
-        """Return the candidates with latency and memory, measured in turn."""
+        """Return the candidates with latency and memory, measured in turn.
+
+        One that cannot be measured gets an outcome that says why, and is not chosen.
+        """
         found: list[list[Benchmark]] = [[] for _ in made]
+        failed: dict[int, HostError] = {}
         total = BENCHMARK_TURNS * len(made)
         for turn in range(BENCHMARK_TURNS):
             for i, (profile, one) in enumerate(made):
+                if i in failed:
+                    continue
                 share = (turn * len(made) + i) / total
                 on_progress("benchmark", share, f"{profile.id} {one.plan.id}")
                 runtime = profile.runtime(one.plan.runtime)
                 threads = 1 if runtime is None else runtime.threads
-                found[i].append(
-                    self.steps.benchmark(
+                try:
+                    measured = self.steps.benchmark(
                         one.result, self.subject.fidelity, threads, turn=turn, host=self.host.title
                     )
-                )
+                except StepCrashedError as e:
+                    failed[i] = e
+                else:
+                    found[i].append(measured)
         on_progress("benchmark", 1.0, "done")
         return [
-            self._with_run(profile, one, benchmarks)
-            for (profile, one), benchmarks in zip(made, found, strict=True)
+            self._with_run(profile, one, found[i]) if i not in failed else _lost(one, failed[i])
+            for i, (profile, one) in enumerate(made)
         ]
 
     def _judging_data(self) -> list[DataSet]:
@@ -213,6 +222,16 @@ class Maker:
         figures = (*made.candidate.measurements, *run_figures(benchmarks, profile, self.host))
         candidate = msgspec.structs.replace(made.candidate, measurements=figures)
         return Made(made.plan, candidate, made.result, made.outputs)
+
+
+def _lost(made: Made, error: HostError) -> Made:
+    candidate = msgspec.structs.replace(made.candidate, outcome=_refusal(error))
+    return Made(made.plan, candidate, made.result, made.outputs)
+
+
+def _refusal(error: HostError) -> Refusal:
+    cause = f": {error.cause}" if error.cause else ""
+    return Refusal(code=error.code, text=f"{error}{cause}")
 
 
 def describe(planned: Plan) -> Candidate:

@@ -16,10 +16,11 @@ from aid_edge import runner
 from aid_edge.converter import Arrays
 from aid_edge.evaluate.data import DataSet
 from aid_edge.model import SourceModel
+from aid_edge.outcome import Closeness
 from aid_edge.pipeline.cache import Cache, source_version
 from aid_edge.pipeline.candidates import Plan
 from aid_edge.recipe import Recipe
-from aid_edge.runner import Benchmark, Closeness, ConversionRequest, ConversionResult
+from aid_edge.runner import Benchmark, ConversionRequest, ConversionResult
 from aid_edge.runtimes import Placement
 from device_agent.contract.names import digest_of
 from device_agent.contract.profile import HardwareProfile
@@ -31,7 +32,7 @@ BATCH = 16
 BENCHMARK_RUNS = 100
 BENCHMARK_SAMPLES = 8
 CLOSENESS_SAMPLES = 4
-_STEP_MODULES = ("aid_edge.runner", "aid_edge.runtimes", "aid_edge.sources")
+_STEP_MODULES = ("aid_edge.runner", "aid_edge.outcome", "aid_edge.runtimes", "aid_edge.sources")
 """What carries the steps out: their source is part of every key."""
 
 _RESULT = "result.json"

@@ -25,6 +25,7 @@ from aid_edge.errors import (
     UsageError,
 )
 from aid_edge.model import SourceModel
+from aid_edge.outcome import Closeness
 from aid_edge.pipeline import release
 from aid_edge.pipeline.convert import run
 from aid_edge.pipeline.release import OutputError
@@ -32,7 +33,7 @@ from aid_edge.pipeline.report import read_report
 from aid_edge.pipeline.request import ConvertRequest, ConvertResult
 from aid_edge.profiles import load_profile
 from aid_edge.recipe import StaticInt8
-from aid_edge.runner import Benchmark, Closeness, ConversionRequest, ConversionResult
+from aid_edge.runner import Benchmark, ConversionRequest, ConversionResult
 from aid_edge.runtimes import Placement
 from device_agent.contract.manifest import CenterCrop, Layout
 from device_agent.contract.names import digest_of
@@ -297,6 +298,25 @@ def test_a_crash_of_one_candidate_does_not_end_the_others(world: World) -> None:
     assert crashed is not None
     assert crashed.outcome is not None
     assert (crashed.outcome.code, crashed.outcome.text) == ("step-crashed", "died: signal 11")
+
+
+def test_a_candidate_that_dies_in_the_benchmark_is_not_chosen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = world.engine.benchmark
+
+    def benchmark(artifact: Path, *rest: Any, **more: Any) -> Benchmark:
+        if b"int8" in artifact.read_bytes():
+            raise StepCrashedError("ran out of memory")
+        return good(artifact, *rest, **more)
+
+    monkeypatch.setattr(world.engine, "benchmark", benchmark)
+    found = world.convert().profile("generic-x86_64")
+    assert found.chosen == "onnx_runtime/float32"
+    lost = found.candidate("onnx_runtime/static-int8")
+    assert lost is not None
+    assert lost.outcome is not None
+    assert lost.outcome.text == "ran out of memory"
 
 
 def test_when_every_candidate_fails_the_report_stands_and_the_error_says_why(world: World) -> None:
