@@ -103,6 +103,8 @@ class Filler:
                     runtimes={"onnx_runtime": "1.32.0"},
                     protections=("rlimits", "bubblewrap"),
                     seed_applied=f"seed-{device}",
+                    # Not offline before the tests are over, however slow the machine is.
+                    reporting_interval_s=600,
                 ),
                 now,
             )
@@ -266,8 +268,9 @@ def site(filled: Filler) -> Iterator[Site]:
     queries.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium, for one module only: Playwright's event loop stands in the way of others."""
     path = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
     if not Path(path).exists():
         pytest.skip(f"no Chromium at {path} (apt install chromium, or name it in CHROMIUM)")
