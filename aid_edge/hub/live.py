@@ -1,4 +1,4 @@
-"""Sends what changed to the pages that are open: one WebSocket a page, at most one message a second.
+"""Sends what changed to the pages that are open: a WebSocket each, at most one message a second.
 
 A page says its address; what it shows is rendered again when a device that it shows changed (and
 now and then without, because silence changes a status too), and only the parts that differ from
