@@ -10,7 +10,7 @@ from device_agent.contract.errors import EXIT_TOOLCHAIN_MISSING
 def main() -> None:
     """Run the command line, or say which extra it needs."""
     try:
-        from aid_edge.cli.main import main as run
+        from aid_edge.cli.main import main as run  # noqa: PLC0415  Click may be missing
     except ModuleNotFoundError as e:
         if e.name not in {"click", "rich"}:
             raise
