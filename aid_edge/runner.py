@@ -25,6 +25,7 @@ from aid_edge.outcome import (
     check_arrays,
     check_close,
     check_declared,
+    check_finite,
     check_same,
     compare,
     to_artifact,
@@ -140,6 +141,7 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
     if not reference:
         tell(0.0, "run the source model")
         reference = source_outputs(request.model, samples, limits=request.limits)
+    check_finite(reference, "the source model")
     tell(0.1, f"convert to {request.runtime}, {request.recipe.title}")
     made = isolate.run_with(
         request.limits,
@@ -354,6 +356,7 @@ def _check_in_worker(made: Artifact, runtime: str, samples: Arrays, *, saturates
     session = runtimes.open_artifact(made.path, runtime, exact=True)
     inputs = to_artifact(samples, made.axes, session.inputs)
     outputs = _run(session, inputs, 1)
+    check_finite(outputs, "the artifact")
     tried = [1]
     if all(info.shape and info.shape[0] == -1 for info in session.inputs):
         for batch in _BATCHES:

@@ -81,6 +81,12 @@ def strip(model: onnx.ModelProto) -> None:
         ):
             del part.metadata_props[:]
             part.doc_string = ""
+    used = {node.domain for graph in graphs(model.graph) for node in graph.node}
+    used |= {function.domain for function in model.functions} | {""}
+    # The optimizers declare every domain they know; a device refuses those it does not know.
+    imports = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
     for function in model.functions:
         del function.metadata_props[:]
         function.doc_string = ""

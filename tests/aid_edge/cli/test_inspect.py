@@ -1,0 +1,61 @@
+"""``aid-edge inspect``: facts, answers of a profile's runtimes, errors with exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from aid_edge.cli.main import run
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "net.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="squash")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
+    return path
+
+
+def test_people_read_facts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(model), "--profile", "raspberry-pi-4"]) == 0
+    out = capsys.readouterr().out
+    assert "framework   onnx, opset 18" in out
+    assert "input       x  FP32  any x 4" in out
+    assert re.search(r"Relu +1 +2", out)
+    assert re.search(r"onnx_runtime +yes", out)
+    assert re.search(r"litert +no\n +- onnx models are not read", out)
+    assert "hint:" in out
+
+
+def test_programs_read_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["inspect", str(model), "--profile", "generic-x86_64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "aid-edge/inspect/v1"
+    assert found["model"]["framework"] == "onnx"
+    assert found["model"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
+    assert found["model"]["operators"][0]["first"] == "squash"
+    answers = {r["runtime"]: r["accepted"] for r in found["profiles"][0]["runtimes"]}
+    assert answers == {"onnx_runtime": True, "litert": False}
+
+
+def test_errors_have_exit_codes(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(tmp_path / "missing.onnx")]) == 1
+    assert "error [source]" in capsys.readouterr().err
+    model.write_bytes(model.read_bytes()[:20])
+    assert run(["inspect", str(model), "--json"]) == 1
+    error = json.loads(capsys.readouterr().err.partition("{")[2].join(["{", ""]))["error"]
+    assert error["code"] == "source"
+    assert run(["inspect", str(model), "--profile", "toaster"]) == 2
