@@ -173,9 +173,19 @@ def fetch_blob(
         StoreError: There is not enough room, or the disk fails.
     """
     with PartialBlob(to, spec) as blob:
-        fetch = _Fetch(link, spec, limits, watch, blob.write)
-        fetched = fetch.run(blob.missing(watch.go_on))
-        blob.sync()
+        return fetch_into(link, blob, limits, watch)
+
+
+def fetch_into(link: TransferLink, blob: PartialBlob, limits: FetchLimits, watch: Watch) -> Fetched:
+    """Fetch into a file that is open and reserved already; else as :func:`fetch_blob`.
+
+    Raises:
+        DownloadError: The hub refuses, or nothing came for too long.
+        DigestMismatchError: A chunk came broken again and again.
+        StoreError: The disk fails.
+    """
+    fetched = _Fetch(link, blob.spec, limits, watch, blob.write).run(blob.missing(watch.go_on))
+    blob.sync()
     return fetched
 
 
@@ -203,4 +213,12 @@ def fetch_small(
     return data
 
 
-__all__ = ["FetchLimits", "Fetched", "Watch", "fetch_blob", "fetch_small", "file_digest"]
+__all__ = [
+    "FetchLimits",
+    "Fetched",
+    "Watch",
+    "fetch_blob",
+    "fetch_into",
+    "fetch_small",
+    "file_digest",
+]

@@ -67,7 +67,8 @@ class PartialBlob:
         Raises:
             StoreError: There is not enough room, or the file cannot be written.
         """
-        self._path, self._spec = path, spec
+        self._path, self.spec = path, spec
+        self._is_new = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -91,9 +92,10 @@ class PartialBlob:
         os.close(self._file)
 
     def _reserve(self) -> None:
-        size = self._spec.size
+        size = self.spec.size
         try:
             found = os.fstat(self._file)
+            self._is_new = found.st_size == 0
             if found.st_size > size:
                 os.ftruncate(self._file, size)
             need = max(size - found.st_blocks * 512, 0)
@@ -116,16 +118,16 @@ class PartialBlob:
         Raises:
             StoreError: The file cannot be read.
         """
-        if self._spec.chunks is None:
-            return list(range(self._spec.count))
+        if self.spec.chunks is None or self._is_new:
+            return list(range(self.spec.count))
         missing = []
-        for index in range(self._spec.count):
+        for index in range(self.spec.count):
             go_on()
             try:
-                data = os.pread(self._file, self._spec.length_of(index), index * CHUNK_BYTES)
+                data = os.pread(self._file, self.spec.length_of(index), index * CHUNK_BYTES)
             except OSError as e:
                 raise StoreError(f"{self._path}: {e.strerror}") from e
-            if not self._spec.is_good(index, data):
+            if not self.spec.is_good(index, data):
                 missing.append(index)
         return missing
 
