@@ -169,7 +169,7 @@ def read_card(path: Path) -> ModelCard:
         where = key.strip("`.")
         raise SourceError(
             f"{path}: {where}: {problem}" if where else f"{path}: {problem}",
-            hint="docs/writing-a-converter.md lists every key of the model card.",
+            hint="docs/model-card.md lists every key.",
         ) from e
     labels: tuple[str, ...] = ()
     if card.labels:

@@ -117,7 +117,7 @@ def check_finite(outputs: Arrays, whose: str) -> None:
             raise ConversionError(
                 f"output {name} of {whose} has {bad} of {array.size} values that are not finite "
                 "(NaN or infinity)",
-                hint="Check the model on the same inputs, and that they are what it was trained on.",
+                hint="Check the model on these inputs; are they what it was trained on?",
             )
 
 
