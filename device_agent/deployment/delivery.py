@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from device_agent.deployment.release import (
     read_small,
 )
 from device_agent.errors import StoreError
-from device_agent.transfer.fetch import FetchLimits, Watch, fetch_blob, fetch_small
+from device_agent.transfer.fetch import FetchLimits, Watch, fetch_into, fetch_small
 from device_agent.transfer.link import TransferLink
 from device_agent.transfer.store import BlobSpec, PartialBlob
 
@@ -77,29 +77,29 @@ class Delivery:
         """
         watch = Watch(go_on)
         manifest = self._manifest(wanted, folder, watch)
-        blobs = [
-            (folder / b.role, BlobSpec(b.digest, b.size, b.chunks)) for b in device_blobs(manifest)
-        ]
-        for path, spec in blobs:
+        wanted_blobs = device_blobs(manifest)
+        total = sum(b.size for b in wanted_blobs)
+        with ExitStack() as open_files:
             # Room for all before the first byte of any.
-            with PartialBlob(path, spec):
-                pass
-        total = sum(spec.size for _, spec in blobs)
-        before = 0
-        for path, spec in blobs:
+            parts = [
+                open_files.enter_context(
+                    PartialBlob(folder / b.role, BlobSpec(b.digest, b.size, b.chunks))
+                )
+                for b in wanted_blobs
+            ]
+            before = 0
+            for blob, part in zip(wanted_blobs, parts, strict=True):
 
-            def tell(here: int, before: int = before) -> None:
-                progress((before + here) / total)
+                def tell(here: int, before: int = before) -> None:
+                    progress((before + here) / total)
 
-            fetched = fetch_blob(
-                self._link, spec, path, self._limits, replace(watch, progress=tell)
-            )
-            before += spec.size
-            _log.info(
-                "fetched %s: %d bytes in %.2f s, %d chunks travelled, %d were there, %d were bad",
-                path.name, spec.size, fetched.seconds, fetched.chunks, fetched.resumed_chunks,
-                fetched.bad_chunks,
-            )  # fmt: skip
+                found = fetch_into(self._link, part, self._limits, replace(watch, progress=tell))
+                before += blob.size
+                _log.info(
+                    "fetched %s: %d bytes in %.2f s, %d chunks came, %d were there, %d were bad",
+                    blob.role, blob.size, found.seconds, found.chunks, found.resumed_chunks,
+                    found.bad_chunks,
+                )  # fmt: skip
 
     def _manifest(self, wanted: Wanted, folder: Path, watch: Watch) -> Manifest:
         if wanted.size > MAX_IMAGE_MANIFEST_BYTES:
