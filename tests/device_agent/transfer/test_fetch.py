@@ -192,9 +192,7 @@ def test_disk_without_room_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_request_masks_stay_within_the_contract(hub_with_data: Rig, tmp_path: Path) -> None:
     fetch_blob(hub_with_data.link, SPEC, tmp_path / "model", FetchLimits(500, 5.0), Watch())
-    assert all(
-        isinstance(r, BlobRequest) and len(r.missing) <= 16 for r in hub_with_data.hub.asked
-    )
+    assert all(isinstance(r, BlobRequest) and len(r.missing) <= 16 for r in hub_with_data.hub.asked)
 
 
 def test_metadata_comes_or_is_said_not_to_exist(rig: Rig) -> None:
