@@ -370,7 +370,6 @@ class MqttTransport:
 
     def _run(self, listener: Listener) -> None:
         while not self._stop.is_set():
-            self._connection += 1
             began_s = time.monotonic()
             was_connected, lost = False, _Lost("", 0)
             try:
@@ -395,12 +394,15 @@ class MqttTransport:
 
     def _hold(self, listener: Listener) -> tuple[bool, _Lost]:
         """Make one connection, and serve the listener until it is lost or we stop."""
-        will = listener.will(self._connection)
+        number = self._connection + 1
+        will = listener.will(number)
         with _ours(self._endpoint):
             session = _Session(self._settings, self._endpoint, self._subscriptions)
         try:
             with _ours(self._endpoint):
                 session.open(will)
+            # From here on the broker may have this number in a will, whatever it answers.
+            self._connection = number
             self._session = session
             return self._serve(listener, session)
         finally:
