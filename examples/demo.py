@@ -67,7 +67,10 @@ def fetch_and_train() -> None:
     """Bring the real weights and photos, and train the digits network."""
     _heading("1. Real weights and photos")
     _run("-m", "examples.fetch", "--to", str(DATA), "efficientnet-lite0")
-    _run("-m", "examples.digits", "--to", str(DATA / "digits"))
+    if (DATA / "digits" / "evaluation.npz").exists():
+        _say(f"{DATA / 'digits'}: trained before")
+    else:
+        _run("-m", "examples.digits", "--to", str(DATA / "digits"))
 
 
 def convert(fleet: LocalFleet) -> None:

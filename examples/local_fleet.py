@@ -90,6 +90,10 @@ class LocalFleet:
         """The operator's home folder."""
         return self.folder / "home"
 
+    def __post_init__(self) -> None:
+        # Agents run in folders of their own, where a relative path would mean another place.
+        self.folder = self.folder.resolve()
+
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
@@ -106,8 +110,7 @@ class LocalFleet:
             FleetError: It ended with another code than 0, and ``check`` is set.
         """
         arguments = [str(w) for w in words]
-        if self.echo:
-            self.echo(f"$ aid-edge {' '.join(arguments)}")
+        self._show("aid-edge", *arguments)
         done = subprocess.run(
             [sys.executable, "-m", "aid_edge.cli", *arguments],
             env=self.environment(),
@@ -145,8 +148,7 @@ class LocalFleet:
             # Any free port; later starts take the same one again, which the devices know.
             words += ["--broker-port", "0"]
             self._has_served = True
-        if self.echo:
-            self.echo(f"$ aid-edge {' '.join(words)} &")
+        self._show("aid-edge", *words, "&")
         with (self.folder / "hub.log").open("ab") as log:
             self._hub = subprocess.Popen(
                 [sys.executable, "-m", "aid_edge.cli", *words],
@@ -200,8 +202,7 @@ class LocalFleet:
 
     def install(self, device: Device) -> None:
         """Run the bundle's ``install.sh`` with every package index out of reach."""
-        if self.echo:
-            self.echo(f"$ sh {device.bundle}/install.sh --prefix {device.prefix}")
+        self._show("sh", f"{device.bundle}/install.sh", "--prefix", device.prefix)
         nowhere = "http://127.0.0.1:9"
         environment = {
             **os.environ,
@@ -232,8 +233,7 @@ class LocalFleet:
     def start_agent(self, device: Device) -> None:
         """Start the agent that the bundle installed, from its own environment."""
         (device.home / "run" / "api.json").unlink(missing_ok=True)
-        if self.echo:
-            self.echo(f"$ {device.command} run --home {device.home} &")
+        self._show(device.command, "run", "--home", device.home, "&")
         log_path = device.prefix / "agent.log"
         environment = {
             k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}
@@ -274,6 +274,10 @@ class LocalFleet:
             if time.monotonic() > deadline:
                 raise FleetError(f"waiting for {what}", 1, f"not within {timeout_s:g} s")
             time.sleep(POLL_S)
+
+    def _show(self, *words: str | Path) -> None:
+        if self.echo:
+            self.echo(f"$ {' '.join(map(str, words))}".replace(f"{Path.cwd()}{os.sep}", ""))
 
     @staticmethod
     def _wait(
