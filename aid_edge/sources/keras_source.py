@@ -135,7 +135,7 @@ def _rank(layer: Any) -> int:
 
 
 def _infos(tensors: Sequence[Any], spec: str) -> tuple[TensorInfo, ...]:
-    infos = []
+    infos: list[TensorInfo] = []
     for number, tensor in enumerate(tensors):
         datatype = DATATYPES.get(keras.backend.standardize_dtype(tensor.dtype))
         if datatype is None:
