@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from aid_edge.errors import DataError
 from aid_edge.evaluate.preprocess import image_channels, prepare
 from aid_edge.model import SourceModel
+from aid_edge.sources.inspection import NUMPY_NAMES
 from device_agent.contract.tensors import TensorInfo
 
 LABELS = "labels"
@@ -34,11 +36,6 @@ GROUP_SEPARATOR = "__"
 
 MAX_DATA_BYTES = 4 * 2**30
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"})
-DTYPES = {
-    "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
-    "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64",
-    "FP16": "float16", "FP32": "float32", "FP64": "float64",
-}  # fmt: skip
 
 Array = npt.NDArray[Any]
 
@@ -149,16 +146,28 @@ def _read_npz(path: Path) -> dict[str, Array]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{path}: holds one array without a name", hint="Use numpy.savez.")
+            # Asked before anything is unpacked: a small file can claim to hold any amount.
+            members = [] if archive.zip is None else archive.zip.infolist()
+            size = sum(member.file_size for member in members)
+            if size > MAX_DATA_BYTES:
+                raise DataError(
+                    f"{path}: holds {size} bytes; at most {MAX_DATA_BYTES} are allowed",
+                    hint="Take fewer samples.",
+                )
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError as e:
         raise DataError(f"{path}: there is no such file") from e
     except OSError as e:
         raise DataError(f"{path}: cannot be read: {e.strerror or e}") from e
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as e:
+    except (
+        ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError,
+        MemoryError,  # what a damaged header claims
+        RuntimeError,  # encrypted, or a compression that is not known
+    ) as e:  # fmt: skip
         raise DataError(
             f"{path}: is not a readable .npz file",
             cause=str(e),
-            hint="Arrays of objects are refused.",
+            hint="It may be damaged or cut short; arrays of objects are refused.",
         ) from e
 
 
@@ -169,11 +178,11 @@ def _call(spec: str) -> Mapping[str, Any]:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise DataError(f"{spec}: cannot be imported", cause=str(e)) from e
+    except (Exception, SystemExit) as e:  # the user's code may raise anything
+        raise DataError(f"{spec}: cannot be imported", cause=f"{type(e).__name__}: {e}") from e
     try:
         data = function()
-    except Exception as e:
+    except (Exception, SystemExit) as e:  # the user's code may raise anything
         raise DataError(f"{spec}: failed: {type(e).__name__}: {e}") from e
     if not isinstance(data, Mapping):
         raise DataError(f"{spec}: returned {type(data).__name__}; expected a mapping of arrays")
@@ -192,7 +201,7 @@ def _from_arrays(
             f"found {', '.join(sorted(arrays)) or 'none'}",
             hint=f"Optional besides: {LABELS}, {GROUPS}.",
         )
-    inputs = {name: np.asarray(arrays[name]) for name in expected}
+    inputs = {name: _array(spec, name, arrays[name]) for name in expected}
     n = len(next(iter(inputs.values()))) if all(a.ndim for a in inputs.values()) else 0
     if n == 0:
         raise DataError(f"{spec}: is empty")
@@ -211,6 +220,19 @@ def _from_arrays(
     )
 
 
+def _array(spec: str, name: str, values: Any) -> Array:
+    """Return what a mapping holds under ``name`` as an array of numbers, or of text for groups."""
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise DataError(f"{spec}: {name}: is no array: {e}") from e
+    if array.dtype.kind == "O":
+        raise DataError(
+            f"{spec}: {name}: holds {type(values).__name__}; expected an array of numbers"
+        )
+    return array
+
+
 def check_input(spec: str, array: Array, tensor: TensorInfo, n: int) -> None:
     """Return if ``array`` holds ``n`` finite samples of ``tensor``.
 
@@ -225,9 +247,9 @@ def check_input(spec: str, array: Array, tensor: TensorInfo, n: int) -> None:
     where = f"{spec}: input {tensor.name!r}"
     if not shape_fits:
         raise DataError(f"{where}: expected shape [{', '.join(wanted)}], found {list(array.shape)}")
-    if array.dtype != np.dtype(DTYPES[tensor.datatype]):
+    if array.dtype != np.dtype(NUMPY_NAMES[tensor.datatype]):
         raise DataError(
-            f"{where}: expected dtype {DTYPES[tensor.datatype]}, found {array.dtype}",
+            f"{where}: expected dtype {NUMPY_NAMES[tensor.datatype]}, found {array.dtype}",
             hint="Data are taken as they are, after the model's own preprocessing.",
         )
     if len(array) != n:
@@ -262,7 +284,7 @@ def check_labels(spec: str, labels: Array, model: SourceModel) -> npt.NDArray[np
 def _column(spec: str, arrays: Mapping[str, Any], name: str, n: int) -> Array | None:
     if name not in arrays:
         return None
-    column = np.asarray(arrays[name])
+    column = _array(spec, name, arrays[name])
     if column.shape != (n,):
         raise DataError(f"{spec}: {name}: expected shape [{n}], found {list(column.shape)}")
     return column

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,9 +85,33 @@ def test_broken_files_are_refused(tmp_path: Path, make_model: Make) -> None:
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     np.savez(tmp_path / "pickled.npz", image=np.array([{"a": 1}], dtype=object))
-    for name in ("cut", "text", "empty", "one", "pickled", "missing"):
+    np.savez_compressed(tmp_path / "rotten.npz", image=np.arange(5000, dtype=np.float32))
+    rotten = bytearray((tmp_path / "rotten.npz").read_bytes())
+    rotten[300:400] = bytes(b ^ 0xFF for b in rotten[300:400])
+    (tmp_path / "rotten.npz").write_bytes(rotten)
+    for name in ("cut", "text", "empty", "one", "pickled", "rotten", "missing"):
         with pytest.raises(DataError, match=name):
             data.load(str(tmp_path / f"{name}.npz"), make_model())
+
+
+def test_a_header_that_claims_terabytes_is_refused(tmp_path: Path, make_model: Make) -> None:
+    header = io.BytesIO()
+    claim = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3, 8, 8)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("image.npy", header.getvalue() + bytes(100))
+    with pytest.raises(DataError, match="is not a readable"):
+        data.load(str(tmp_path / "d.npz"), make_model())
+
+
+def test_an_archive_over_the_bound_is_refused_before_it_is_unpacked(
+    tmp_path: Path, make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "d.npz", image=np.zeros((50, 3, 8, 8), np.float32))
+    assert (tmp_path / "d.npz").stat().st_size < 2000
+    monkeypatch.setattr(data, "MAX_DATA_BYTES", 30_000)
+    with pytest.raises(DataError, match="at most 30000 are allowed"):
+        data.load(str(tmp_path / "d.npz"), make_model())
 
 
 def test_class_folders_follow_the_labels(
@@ -158,7 +184,11 @@ def test_a_callable_of_the_user_is_called(
         "def good(): return {'image': np.ones((2, 3, 8, 8), np.float32)}\n"
         "def bad(): raise RuntimeError('no disk')\n"
         "def odd(): return 3\n"
+        "def ends(): raise SystemExit(3)\n"
+        "def ragged(): return {'image': [[1], [2, 3]]}\n"
+        "def lacks(): return {'image': None}\n"
     )
+    (tmp_path / "my_broken_data.py").write_text("def f(:\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert len(data.load("my_tiny_data:good", make_model())) == 2
@@ -166,9 +196,15 @@ def test_a_callable_of_the_user_is_called(
         ("bad", "no disk"),
         ("odd", "returned int"),
         ("none", "cannot be imported"),
+        ("ends", "failed: SystemExit: 3"),
+        ("ragged", "image: is no array"),
+        ("lacks", "image: holds NoneType"),
     ):
         with pytest.raises(DataError, match=words):
             data.load(f"my_tiny_data:{name}", make_model())
+    with pytest.raises(DataError, match="cannot be imported") as raised:
+        data.load("my_broken_data:f", make_model())
+    assert "SyntaxError" in raised.value.cause
 
 
 def test_random_and_missing_data_are_refused(make_model: Make, tmp_path: Path) -> None:
