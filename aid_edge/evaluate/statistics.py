@@ -93,30 +93,46 @@ def wilson(successes: float, n: float) -> Interval:
     return Interval(low, 1.0 if p >= 1 else min(1.0, middle + half))
 
 
+def effective_size(values: FloatArray, groups: Sequence[str] | None) -> float:
+    """Return how many independent samples tell as much about the mean of ``values``.
+
+    The sample size over the design effect, which is the variance of the mean with clusters over
+    that of a simple random sample (Kish 1965, "Survey Sampling", section 8.2; Rao and Scott 1992,
+    "A simple method for the analysis of clustered binary data", Biometrics 48:577). Never less
+    than the number of clusters, and just that where nothing varies; never more than the samples.
+
+    Args:
+        values: One per sample, shape [n].
+        groups: Cluster of each sample, or None when samples are independent.
+    """
+    n = len(values)
+    if groups is None:
+        return float(n)
+    _, index = np.unique(np.asarray(groups), return_inverse=True)
+    clusters = int(index.max()) + 1
+    residuals = values - np.mean(values)
+    simple = float(np.sum(residuals**2)) / n**2
+    if clusters == 1 or simple <= 0:
+        return float(clusters)
+    sums = np.bincount(index, weights=residuals)
+    clustered = clusters / (clusters - 1) * float(np.sum(sums**2)) / n**2
+    return min(float(n), max(float(clusters), n * simple / max(clustered, 1e-12)))
+
+
 def clustered_share(hits: npt.NDArray[np.bool_], groups: Sequence[str] | None) -> Interval:
     """Return the interval of a share when samples come in clusters, such as crops of one photo.
 
-    The sample size of Wilson's interval is replaced by the effective one, the size of a simple
-    random sample with the same variance as the cluster estimator (Korn and Graubard 1998,
+    The sample size of Wilson's interval is replaced by the effective one (Korn and Graubard 1998,
     "Confidence intervals for proportions with small expected number of positive counts", Survey
-    Methodology 24:193). With no variation at all each cluster counts as one sample.
+    Methodology 24:193).
 
     Args:
         hits: Outcomes, shape [n].
         groups: Cluster of each sample, or None when samples are independent.
     """
-    n = len(hits)
     p = float(np.mean(hits))
-    if groups is None:
-        return wilson(p * n, n)
-    _, index = np.unique(np.asarray(groups), return_inverse=True)
-    clusters = int(index.max()) + 1
-    effective = float(clusters)
-    if clusters > 1 and 0 < p < 1:
-        residuals = np.bincount(index, weights=hits - p)
-        variance = clusters / (clusters - 1) * float(np.sum(residuals**2)) / n**2
-        effective = min(float(n), max(float(clusters), p * (1 - p) / max(variance, 1e-12)))
-    return wilson(p * effective, effective)
+    n = effective_size(hits.astype(np.float64), groups)
+    return wilson(p * n, n)
 
 
 def tango_score(counts: PairedCounts, drop: float) -> float:
@@ -136,17 +152,23 @@ def tango_score(counts: PairedCounts, drop: float) -> float:
     return distance / math.sqrt(variance)
 
 
-def paired_drop_interval(counts: PairedCounts) -> Interval:
+def paired_drop_interval(counts: PairedCounts, effective: float | None = None) -> Interval:
     """Return the interval of the drop in the share of right answers, source less candidate.
 
     The drops that Tango's score test (:func:`tango_score`) does not refuse. Unlike a bootstrap or
     Wald interval it keeps its level when few answers differ, and has a width when none does.
+
+    Args:
+        counts: Outcomes of the two models.
+        effective: :func:`effective_size` of the samples where they come in clusters; else all.
     """
+    # The score of counts that are all divided by the design effect is this much smaller.
+    shrink = 1.0 if effective is None else math.sqrt(effective / counts.n)
 
     def bound(level: float, low: float, high: float) -> float:
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            if tango_score(counts, middle) > level:
+            if shrink * tango_score(counts, middle) > level:
                 low = middle
             else:
                 high = middle
@@ -167,7 +189,27 @@ def mcnemar_p(counts: PairedCounts) -> float:
     return min(1.0, 2 * tail)
 
 
-def smallest_detectable_drop(n: int, differing_share: float) -> float:
+def clustered_mcnemar_p(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], groups: Sequence[str] | None
+) -> float:
+    """Return the exact p-value of :func:`mcnemar_p`, each cluster of samples taken as one.
+
+    A cluster speaks for the model that is right on more of its samples: the sign test over
+    clusters, which needs no model of how samples within one depend on each other.
+
+    Args:
+        first: Whether the source is right, shape [n].
+        second: Whether the candidate is right, shape [n].
+        groups: Cluster of each sample, or None when samples are independent.
+    """
+    difference = first.astype(np.int64) - second.astype(np.int64)
+    if groups is not None:
+        index = np.unique(np.asarray(groups), return_inverse=True)[1]
+        difference = np.rint(np.bincount(index, weights=difference)).astype(np.int64)
+    return mcnemar_p(paired_counts(difference > 0, difference < 0))
+
+
+def smallest_detectable_drop(n: float, differing_share: float) -> float:
     """Return the smallest true drop that ``n`` samples find with a chance of ``POWER``.
 
     Connor 1987, "Sample size for testing differences in proportions for the paired-sample
@@ -175,7 +217,7 @@ def smallest_detectable_drop(n: int, differing_share: float) -> float:
     drop d. psi, the share of answers that differ, is never less than the drop itself.
 
     Args:
-        n: Number of labelled samples.
+        n: Number of labelled samples; the effective one where they come in clusters.
         differing_share: Share of samples on which exactly one of the two models is right.
     """
 

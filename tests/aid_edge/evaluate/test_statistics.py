@@ -148,3 +148,42 @@ def test_bootstrap_resamples_clusters_and_needs_enough_of_them() -> None:
     ratio = (clustered.high - clustered.low) / (single.high - single.low)
     assert ratio == pytest.approx(5**0.5, rel=0.15)
     assert statistics.bootstrap(columns[:3], None, mean, seed=0) is None
+
+
+def test_the_interval_of_clustered_drops_keeps_its_level() -> None:
+    generator = np.random.default_rng(5)
+    photos, crops, drop = 60, 8, 0.10
+    groups = [str(i) for i in np.repeat(np.arange(photos), crops)]
+    held = {"clustered": 0, "independent": 0}
+    runs = 300
+    for _ in range(runs):
+        # Photos are lost or gained whole, but for some crops that answer on their own.
+        photo = generator.choice([1, -1, 0], size=photos, p=[0.15, 0.05, 0.80])
+        own = generator.choice([1, -1, 0], size=photos * crops, p=[0.15, 0.05, 0.80])
+        difference = np.where(generator.random(photos * crops) < 0.7, np.repeat(photo, crops), own)
+        counts = statistics.paired_counts(difference >= 0, difference <= 0)
+        effective = statistics.effective_size(difference.astype(float), groups)
+        for name, size in (("clustered", effective), ("independent", None)):
+            interval = statistics.paired_drop_interval(counts, size)
+            held[name] += interval.low <= drop <= interval.high
+    assert held["clustered"] / runs > 0.92
+    assert held["independent"] / runs < 0.80
+
+
+def test_effective_size_lies_between_clusters_and_samples() -> None:
+    groups = [str(i // 4) for i in range(40)]
+    assert statistics.effective_size(np.arange(40.0), None) == 40
+    assert statistics.effective_size(np.zeros(40), groups) == 10
+    assert statistics.effective_size(np.repeat(np.arange(10.0), 4), groups) == pytest.approx(10)
+    assert statistics.effective_size(np.tile([0.0, 1.0], 20), groups) == 40
+    assert statistics.effective_size(np.arange(4.0), ["a"] * 4) == 1
+
+
+def test_a_cluster_is_one_outcome_of_mcnemars_test() -> None:
+    first = np.array([1, 1, 0, 0, 1, 0], bool)
+    second = np.array([0, 0, 0, 1, 1, 1], bool)
+    groups = ["a", "a", "a", "b", "b", "b"]
+    assert statistics.clustered_mcnemar_p(first, second, None) == statistics.mcnemar_p(
+        statistics.paired_counts(first, second)
+    )
+    assert statistics.clustered_mcnemar_p(first, second, groups) == 1.0
