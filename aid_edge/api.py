@@ -27,6 +27,7 @@ def convert(
     version: str | None = None,
     cache: str | Path | None = None,
     seed: int = 0,
+    jobs: int | None = None,
     on_progress: Progress = lambda _task, _share, _what: None,
 ) -> ConvertResult:
     """Compress and export a model for hardware profiles; in a notebook the result shows its report.
@@ -48,6 +49,7 @@ def convert(
         version: Of the releases; else the card's.
         cache: Folder of the step cache.
         seed: Of everything that draws random numbers.
+        jobs: Conversions at once; what is timed runs alone in any case.
         on_progress: Called with task, share done and what is being done.
 
     Raises:
@@ -68,6 +70,7 @@ def convert(
         version=version,
         cache=_path(cache),
         seed=seed,
+        jobs=jobs,
         command="aid_edge.api.convert",
     )
     return run(request, on_progress=on_progress)

@@ -43,6 +43,9 @@ class Converter(Protocol):
         runtime: Name as it stands in manifests and profiles.
         accepts: Frameworks of source models it takes.
         methods: Keys of the recipes (``Recipe.key``) it can carry out.
+        reads: Optional. All that the bytes depend on in the profile, as dotted keys, where
+            ``runtime`` is the entry of this runtime: ``("runtime.opset_max", "shapes.static")``.
+            Profiles that agree in these share the artifact; without it none do.
     """
 
     runtime: ClassVar[str]

@@ -11,6 +11,7 @@ runtimes reserve tens of gigabytes that they never touch.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import os
 import pickle
@@ -25,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Generic, ParamSpec, TypeVar
+from typing import IO, Any, Generic, ParamSpec, Self, TypeVar
 
 from aid_edge.errors import MissingDependencyError, StepCrashedError
 from device_agent.contract.errors import AidError
@@ -74,6 +75,59 @@ class StepOutcome(Generic[T]):
     log: str
 
 
+class StoppedError(Exception):
+    """The step was ended because its :class:`Crew` was stopped; nobody waits for its outcome."""
+
+
+class Crew:
+    """Worker processes that can be ended together.
+
+    Those that are started inside ``with crew`` belong to it, also in threads that run in a copy
+    of the context.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nobody."""
+        self._lock = threading.Lock()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self.is_stopped = False
+
+    def __enter__(self) -> Self:
+        """Make this the crew of every worker process from now on."""
+        self._token = _crew.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to those who were before."""
+        _crew.reset(self._token)
+
+    def stop(self) -> None:
+        """End all of its processes and let it start no more: ``StoppedError`` is raised there."""
+        with self._lock:
+            self.is_stopped = True
+            for process in self._processes:
+                _kill(process)
+
+    def add(self, process: subprocess.Popen[bytes]) -> None:
+        """Take in ``process``.
+
+        Raises:
+            StoppedError: It is too late.
+        """
+        with self._lock:
+            if self.is_stopped:
+                raise StoppedError
+            self._processes.add(process)
+
+    def remove(self, process: subprocess.Popen[bytes]) -> None:
+        """Let go of ``process``, which ended."""
+        with self._lock:
+            self._processes.discard(process)
+
+
+_crew: contextvars.ContextVar[Crew | None] = contextvars.ContextVar("crew", default=None)
+
+
 def run(
     function: Callable[P, T],
     *args: P.args,
@@ -98,6 +152,7 @@ def run_with(
     Raises:
         AidError: The function raised it; the same type with the same fields.
         StepCrashedError: The process died, ran out of memory or time, or raised anything else.
+        StoppedError: Its crew was stopped.
     """
     step = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
     header = {
@@ -114,6 +169,8 @@ def run_with(
             kind, value = _receive(results, on_progress, watch)
         except EOFError:
             process.wait()
+            if (crew := _crew.get()) is not None and crew.is_stopped:
+                raise StoppedError from None
             raise _died(step, process.returncode, watch, _tail(log)) from None
         tail = _tail(log)
     if kind == "error":
@@ -201,11 +258,16 @@ def _child(log: IO[bytes]) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]
             )
         finally:
             os.close(write_end)
+        crew = _crew.get()
         try:
+            if crew is not None:
+                crew.add(process)
             yield process, results
         finally:
             _kill(process)
             process.wait()
+            if crew is not None:
+                crew.remove(process)
             if process.stdin is not None:
                 with contextlib.suppress(BrokenPipeError):
                     process.stdin.close()
@@ -217,6 +279,11 @@ _ENVIRONMENT = {
     # NNCF reports its use over the network otherwise.
     "NNCF_CI": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Sums of more threads round differently: the same bytes on every machine. And several workers
+    # run at once. The runtimes have their own threads, as many as they are told.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
     # Sets and dicts of strings are iterated by exporters: the same order every time.
     "PYTHONHASHSEED": "0",
     "PYTHONUNBUFFERED": "1",

@@ -22,6 +22,9 @@ class LiteRtConverter:
     runtime: ClassVar[str] = "litert"
     accepts: ClassVar[frozenset[str]] = frozenset({"torch", "keras"})
     methods: ClassVar[frozenset[str]] = frozenset({"float32", "static-int8"})
+    reads: ClassVar[tuple[str, ...]] = (
+        "layout.preferred", "numerics.int8_io", "numerics.op_rules",
+    )  # fmt: skip
 
     def check(self, model: SourceModel, profile: HardwareProfile) -> None:
         """Return if ``model`` can be converted for ``profile``; does no work.

@@ -23,6 +23,7 @@ class OnnxRuntimeConverter:
     runtime: ClassVar[str] = "onnx_runtime"
     accepts: ClassVar[frozenset[str]] = frozenset({"torch", "keras", "onnx"})
     methods: ClassVar[frozenset[str]] = frozenset({"float32", "static-int8", "static-int8-nncf"})
+    reads: ClassVar[tuple[str, ...]] = ("runtime.opset_max", "shapes.static", "numerics.op_rules")
 
     def check(self, model: SourceModel, profile: HardwareProfile) -> None:
         """Return if ``model`` can be converted for ``profile``; does no work.

@@ -41,6 +41,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--name", help="Name of the releases. [default: the card's]")
 @click.option("--version", help="Version of the releases. [default: the card's]")
 @click.option("--cache", type=_FOLDER, help="Step cache. [default: $XDG_CACHE_HOME/aid-edge/steps]")
+@click.option(
+    "--jobs", type=click.IntRange(min=1),
+    help="Conversions at once; timing always runs alone. [default: 2, or 1 on one core]",
+)  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all random numbers.")
 @json_option
 @click.pass_obj
@@ -89,6 +93,7 @@ def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
         version=options["version"],
         cache=options["cache"],
         seed=options["seed"],
+        jobs=options["jobs"],
         command=shlex.join(["aid-edge", *sys.argv[1:]]),
     )
     with _progress(output) as on_progress:

@@ -18,6 +18,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -86,6 +87,8 @@ class Cache:
             CacheError: It cannot be made or written.
         """
         self.root = root
+        self._lock = threading.Lock()
+        self._making: dict[Path, threading.RLock] = {}
         try:
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=root):
@@ -110,8 +113,17 @@ class Cache:
         """
         key = hashlib.sha256(msgspec.json.encode(dict(parts), order="sorted")).hexdigest()
         place = self.root / step / key[:2] / key
-        if _is_whole(place):
-            return place, True
+        with self._lock:
+            mine = self._making.setdefault(place, threading.RLock())
+        # Who comes second in this process waits; another process is met at the rename.
+        with mine:
+            if _is_whole(place):
+                return place, True
+            return self._make(place, parts, make)
+
+    def _make(
+        self, place: Path, parts: Mapping[str, str], make: Callable[[Path], None]
+    ) -> tuple[Path, bool]:
         temporary: Path | None = None
         try:
             # Cleared first: a damaged entry must not stand in the way of the rename.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import msgspec
 
 from aid_edge import registry
 from aid_edge.catalogue.files import write_atomic
+from aid_edge.converter import Converter
 from aid_edge.errors import ConversionError, DataError, UnsupportedModelError, UsageError
 from aid_edge.evaluate.data import DataSet, load, refuse_overlap, shared_groups
 from aid_edge.model import SourceModel
@@ -28,6 +30,7 @@ from aid_edge.pipeline.findings import (
 )
 from aid_edge.pipeline.gates import judge
 from aid_edge.pipeline.golden import encode, judged_by, pick
+from aid_edge.pipeline.jobs import default_jobs, one_at_a_time, run_all
 from aid_edge.pipeline.making import Made, Maker, Subject, refused
 from aid_edge.pipeline.measure import Host, in_order, latency_source, this_host
 from aid_edge.pipeline.notes import notes
@@ -93,21 +96,23 @@ def run(
     """
     _check(request)
     release.check_writable(request.out)
+    on_progress = one_at_a_time(on_progress)
     on_progress("source", 0.0, "inspecting")
     model = open_source(request.source, weights=request.weights, card=request.card)
     name, version = _name_of(request, model)
-    planned, modules = _plan(request, model)
+    planned, converters = _plan(request, model)
     on_progress("source", 0.2, "loading data")
     subject = _load(request, model, planned)
     steps = Steps(
-        Cache(request.cache or default_root()), tool_versions(), modules, engine or RunnerEngine()
-    )
+        Cache(request.cache or default_root()), tool_versions(), converters,
+        engine or RunnerEngine(),
+    )  # fmt: skip
     host = this_host()
-    maker = Maker(steps, subject, host, request.seed)
+    maker = Maker(steps, subject, host, request.seed, request.jobs or default_jobs())
     on_progress("source", 0.4, "running the source model")
     maker.run_source(lambda share, what: on_progress("source", 0.4 + 0.6 * share, what))
     on_progress("source", 1.0, "done")
-    tried = _measure([_make(maker, p, on_progress) for p in planned], maker, on_progress)
+    tried = _measure(_make(maker, planned, on_progress), maker, on_progress)
     on_progress("report", 0.0, "judging")
     report = Report(
         source=_source_finding(model, name, version),
@@ -127,6 +132,8 @@ def run(
 def _check(request: ConvertRequest) -> None:
     if not request.targets:
         raise UsageError("no hardware profile is named", hint="Name one with --profile.")
+    if request.jobs is not None and request.jobs < 1:
+        raise UsageError(f"{request.jobs} jobs cannot be run", hint="Give --jobs 1 or more.")
     ids = [profile.id for profile, _ in request.targets]
     if len(set(ids)) < len(ids):
         raise UsageError(f"a hardware profile is named twice: {', '.join(ids)}")
@@ -152,8 +159,10 @@ def _name_of(request: ConvertRequest, model: SourceModel) -> tuple[str, str]:
     return name, version
 
 
-def _plan(request: ConvertRequest, model: SourceModel) -> tuple[list[_Planned], dict[str, str]]:
-    """Return what to try per profile, and the module of each converter.
+def _plan(
+    request: ConvertRequest, model: SourceModel
+) -> tuple[list[_Planned], dict[str, Converter]]:
+    """Return what to try per profile, and the converters by runtime.
 
     Asks every converter before any work, and refuses where none takes the model.
     """
@@ -191,7 +200,7 @@ def _plan(request: ConvertRequest, model: SourceModel) -> tuple[list[_Planned], 
                 ),
             )
         )
-    return planned, {name: type(converter).__module__ for name, converter in converters.items()}
+    return planned, converters
 
 
 def _load(request: ConvertRequest, model: SourceModel, planned: Sequence[_Planned]) -> Subject:
@@ -220,27 +229,48 @@ def _load(request: ConvertRequest, model: SourceModel, planned: Sequence[_Planne
     return Subject(model, calibration, evaluation, fidelity, is_classification)
 
 
-def _make(maker: Maker, planned: _Planned, on_progress: Progress) -> _Tried:
-    """Make the candidates of a profile; fallbacks only where the first int8 misses in quality."""
-    made: list[Made] = []
-    failed: list[Candidate] = list(planned.refused)
-    hard = planned.target[0].constraints.hard
+def _make(maker: Maker, planned: Sequence[_Planned], on_progress: Progress) -> list[_Tried]:
+    """Make all candidates; fallbacks only where the runtime's first int8 misses in quality."""
+    found: dict[tuple[str, str], Made | Candidate] = {}
 
-    def misses(one: Made) -> bool:
-        gates = judge(one.candidate, hard, latency_known=False)
-        return any(g.status == "fail" and g.gate in QUALITY_GATES for g in gates)
+    def make(todo: Sequence[tuple[HardwareProfile, Plan]]) -> None:
+        work = [partial(maker.make, plan, profile, on_progress) for profile, plan in todo]
+        outcomes = run_all(work, maker.jobs)
+        found.update({(p.id, q.id): o for (p, q), o in zip(todo, outcomes, strict=True)})
 
-    for one in planned.plans:
-        if one.fallback:
-            before = [m for m in made if m.plan.runtime == one.runtime and m.candidate.compressed]
-            if not before or not all(misses(m) for m in before):
-                continue
-        outcome = maker.make(one, planned.target, on_progress)
-        if isinstance(outcome, Made):
-            made.append(outcome)
-        else:
-            failed.append(outcome)
-    return _Tried(planned.target, tuple(made), tuple(failed))
+    every = [(one.target[0], p) for one in planned for p in one.plans]
+    make([(profile, p) for profile, p in every if not p.fallback])
+    make([(profile, p) for profile, p in every if p.fallback and _is_needed(p, profile, found)])
+    tried = []
+    for one in planned:
+        name = one.target[0].id
+        outcomes = [found[name, p.id] for p in one.plans if (name, p.id) in found]
+        made = tuple(o for o in outcomes if isinstance(o, Made))
+        failed = tuple(o for o in outcomes if isinstance(o, Candidate))
+        tried.append(_Tried(one.target, made, (*one.refused, *failed)))
+    return tried
+
+
+def _is_needed(
+    fallback: Plan, profile: HardwareProfile, found: Mapping[tuple[str, str], Made | Candidate]
+) -> bool:
+    """Return whether every int8 candidate of the runtime was made and misses in quality."""
+    before = [
+        one
+        for (name, _), one in found.items()
+        if name == profile.id
+        and isinstance(one, Made)
+        and one.plan.runtime == fallback.runtime
+        and one.candidate.compressed
+    ]
+    hard = profile.constraints.hard
+    return bool(before) and all(
+        any(
+            gate.status == "fail" and gate.gate in QUALITY_GATES
+            for gate in judge(one.candidate, hard, latency_known=False)
+        )
+        for one in before
+    )
 
 
 def _measure(tried: Sequence[_Tried], maker: Maker, on_progress: Progress) -> list[_Tried]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from aid_edge.model import SourceModel
 from aid_edge.pipeline.candidates import Plan
 from aid_edge.pipeline.findings import Candidate, Flip, PlacementFinding, Refusal
 from aid_edge.pipeline.flips import MAX_FLIPS, find_flips
+from aid_edge.pipeline.jobs import run_all
 from aid_edge.pipeline.measure import (
     Host,
     accuracy_finding,
@@ -40,7 +42,6 @@ BENCHMARK_TURNS = 2
 """All candidates are measured in turn, this often, so that a busy moment of the host hits all."""
 
 Array = npt.NDArray[Any]
-Target = tuple[HardwareProfile, str]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Maker:
     subject: Subject
     host: Host
     seed: int
+    jobs: int = 1
     _source: dict[str, list[Array]] = field(default_factory=dict)
 
     def run_source(self, on_progress: Callable[[float, str], None]) -> None:
@@ -92,8 +94,9 @@ class Maker:
             ConversionError: Its outputs are not finite.
         """
         model = self.subject.model
-        for data in self._judging_data():
-            outputs = self.steps.source_outputs(model, data, on_progress)
+        judging = self._judging_data()
+        work = [partial(self.steps.source_outputs, model, d, on_progress) for d in judging]
+        for data, outputs in zip(judging, run_all(work, self.jobs), strict=True):
             arrays = in_order(model.outputs, outputs)
             if not all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f"):
                 raise ConversionError(
@@ -102,13 +105,15 @@ class Maker:
                 )
             self._source[data.digest] = arrays
 
-    def make(self, planned: Plan, target: Target, on_progress: Progress) -> Made | Candidate:
+    def make(
+        self, planned: Plan, profile: HardwareProfile, on_progress: Progress
+    ) -> Made | Candidate:
         """Return the made candidate, or the candidate with why it could not be made.
 
         Raises:
             MissingDependencyError: What the converter needs is not installed.
         """
-        task = f"{target[0].id} {planned.id}"
+        task = f"{profile.id} {planned.id}"
 
         def told(start: float, width: float) -> Callable[[float, str], None]:
             return lambda share, what: on_progress(task, start + width * share, what)
@@ -117,7 +122,7 @@ class Maker:
         empty = describe(planned)
         try:
             result = self.steps.convert(
-                self.subject.model, planned, target,
+                self.subject.model, planned, profile,
                 (self.subject.calibration, self.subject.fidelity), told(0.0, 0.6),
             )  # fmt: skip
             made = self._measured(planned, result, told)

@@ -33,6 +33,8 @@ class ConvertRequest:
         name: Of the releases; else the card's.
         version: Of the releases; else the card's.
         cache: Folder of the step cache; None is the default one.
+        jobs: Pieces of work that run at once; None means as many as is sensible here. Figures do
+            not depend on it: what is timed always runs alone.
         command: How the user asked for it, for the provenance.
     """
 
@@ -49,6 +51,7 @@ class ConvertRequest:
     version: str | None = None
     cache: Path | None = None
     seed: int = 0
+    jobs: int | None = None
     command: str = ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aid_edge import runner
-from aid_edge.converter import Arrays
+from aid_edge.converter import Arrays, Converter
 from aid_edge.evaluate.data import DataSet
 from aid_edge.model import SourceModel
 from aid_edge.outcome import Closeness
@@ -113,19 +113,20 @@ class Steps:
 
     Attributes:
         tools: Distribution to version.
-        modules: Converter's module by runtime; its source is part of the key.
+        converters: By runtime. The source of a converter's package is part of the key, and what
+            it reads of the profile.
     """
 
     cache: Cache
     tools: Mapping[str, str]
-    modules: Mapping[str, str]
+    converters: Mapping[str, Converter]
     engine: Engine = field(default_factory=RunnerEngine)
 
     def convert(
         self,
         model: SourceModel,
         planned: Plan,
-        target: tuple[HardwareProfile, str],
+        profile: HardwareProfile,
         data: tuple[DataSet | None, DataSet],
         on_progress: Progress,
     ) -> ConversionResult:
@@ -134,7 +135,7 @@ class Steps:
         Args:
             model: The source model.
             planned: The recipe, and the runtime it is carried out for.
-            target: The profile and its digest.
+            profile: What it is for.
             data: Calibration data, and data of which a few samples check the outcome.
             on_progress: Told how far it is.
 
@@ -142,16 +143,18 @@ class Steps:
             HostError: As :func:`aid_edge.runner.convert` does.
         """
         recipe, runtime = planned.recipe, planned.runtime
-        profile, profile_digest = target
         calibration, checks = data
         used = calibration if recipe.needs_calibration else None
-        samples = checks.take(spread(len(checks), CLOSENESS_SAMPLES))
+        picked = spread(len(checks), CLOSENESS_SAMPLES)
 
         def make(folder: Path) -> None:
             out = folder / "artifact"
+            # In the cache since before any candidate: not another run of the source for each.
+            known = self.source_outputs(model, checks, _silent)
             request = ConversionRequest(
-                model=model, recipe=recipe, runtime=runtime, profile=profile, samples=samples,
-                out=out, calibration=None if used is None else used.inputs,
+                model=model, recipe=recipe, runtime=runtime, profile=profile, out=out,
+                samples=checks.take(picked), reference={n: a[picked] for n, a in known.items()},
+                calibration=None if used is None else used.inputs,
             )  # fmt: skip
             result = self.engine.convert(request, on_progress=on_progress)
             _write_result(folder, result)
@@ -164,7 +167,7 @@ class Steps:
                 "recipe": repr(recipe),
                 "runtime": runtime,
                 "converter": self._converter_version(runtime),
-                "profile": profile_digest,
+                "profile": _what_is_read(profile, self.converters[runtime]),
                 "calibration": "" if used is None else used.digest,
                 "checks": checks.digest,
             },
@@ -251,11 +254,40 @@ class Steps:
 
     def _converter_version(self, runtime: str) -> str:
         # With the package it lies in: a converter is seldom one module.
-        module = self.modules[runtime]
+        module = type(self.converters[runtime]).__module__
         return source_version(module.rpartition(".")[0] or module)
 
 
-def spread(n: int, wanted: int) -> Sequence[int]:
+def _what_is_read(profile: HardwareProfile, converter: Converter) -> str:
+    """Return what the bytes depend on in ``profile``: all of it, where the converter says nothing.
+
+    How numbers are quantized is not among it: the recipe says it.
+    """
+    # Sizes and durations are kinds of int and float.
+    whole = msgspec.to_builtins(
+        profile, enc_hook=lambda v: int(v) if isinstance(v, int) else float(v)
+    )
+    reads = getattr(converter, "reads", None)
+    if reads is None:
+        return msgspec.json.encode(whole, order="sorted").decode()
+    entry: dict[str, Any] = next(
+        (r for r in whole["runtimes"] if r["name"] == converter.runtime), {}
+    )
+    found = {key: _at({**whole, "runtime": entry}, key) for key in reads}
+    return msgspec.json.encode(found, order="sorted").decode()
+
+
+def _at(table: Any, key: str) -> Any:
+    for part in key.split("."):
+        table = table[part]
+    return table
+
+
+def _silent(share: float, text: str) -> None:
+    """Take progress and say nothing."""
+
+
+def spread(n: int, wanted: int) -> list[int]:
     """Return at most ``wanted`` indices, evenly spaced over ``n`` samples."""
     count = min(n, wanted)
     return [i * n // count for i in range(count)]
