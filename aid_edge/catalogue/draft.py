@@ -155,7 +155,9 @@ def check_files(folder: Path, draft: ReleaseDraft) -> tuple[Blob, ...]:
                 f"{path}: {e.strerror}", hint=f"The release needs its {file.role}; convert again."
             ) from e
         if digest != file.digest or size != file.size:
-            raise DigestMismatchError(str(path), file.digest, digest)
+            mismatch = DigestMismatchError(str(path), file.digest, digest)
+            mismatch.hint = "It is not the file that was measured; convert again."
+            raise mismatch
         blobs.append(Blob(file.role, digest, size, chunks))
     return tuple(blobs)
 

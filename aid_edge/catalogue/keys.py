@@ -137,4 +137,7 @@ def _read_key(folder: Path, role: KeyRole) -> bytes:
             )
         return path.read_bytes()
     except OSError as e:
-        raise HomeError(f"{path}: cannot be read: {e.strerror}") from e
+        raise HomeError(
+            f"{path}: cannot be read: {e.strerror}",
+            hint="Put it back from your copy of the keys; devices trust no other.",
+        ) from e

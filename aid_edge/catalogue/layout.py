@@ -86,8 +86,8 @@ class PackedRelease:
 
     @property
     def size(self) -> int:
-        """Bytes of all blobs, config and image manifest together."""
-        return len(self.image) + len(self.config) + sum(b.size for b in self.manifest.blobs)
+        """Bytes of all its blobs, as ``catalogue.store.Release`` counts them."""
+        return sum(b.size for b in self.manifest.blobs)
 
 
 def pack(draft: ReleaseDraft, folder: Path, counter: int, blobs: tuple[Blob, ...]) -> PackedRelease:

@@ -100,12 +100,14 @@ class Repository:
             targets = tuf.new_targets(chain.targets.signed, now)
             results = [self._add(targets, *item) for item in checked]
             aging = chain.targets.signed.expires - now < tuf.TARGETS_LIFETIME / 2
-            with _as_publish_error():
+            with _as_publish_error("Nothing was published"):
                 if aging or any(published.fresh for published, _ in results):
                     for published, packed in results:
                         if published.fresh:
                             self._store(packed)
                     self._sign(chain, tuf.sign_targets(targets, signers.publisher), signers, now)
+            # The timestamp is written: what fails from here on fails after the publication.
+            with _as_publish_error("The releases are published, only the OCI index is old"):
                 self._write_index(targets)
         return [published for published, _ in results]
 
@@ -226,11 +228,11 @@ def _check_own(targets: Metadata[Targets], publisher: Signer) -> None:
 
 
 @contextmanager
-def _as_publish_error() -> Iterator[None]:
+def _as_publish_error(state: str) -> Iterator[None]:
     try:
         yield
     except OSError as e:
         raise PublishError(
             f"{e.filename or 'catalogue'}: cannot be written: {e.strerror}",
-            hint="Nothing was published; publish again when there is room and permission.",
+            hint=f"{state}; publish again when there is room and permission.",
         ) from e

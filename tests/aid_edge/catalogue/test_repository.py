@@ -162,6 +162,25 @@ def test_golden_vectors_that_do_not_fit_are_refused(
         publish(home, [folder])
 
 
+def test_a_full_disk_says_truly_whether_the_release_is_published(
+    home: Home, tmp_path: Path
+) -> None:
+    folder = make_draft(tmp_path / "1")
+    said = []
+    for lasts in range(20):
+        copy = Home(tmp_path / f"copy-{lasts}", home.fleet)
+        shutil.copytree(home.path, copy.path)
+        try:
+            publish(copy, [folder], disk=DyingDisk(lasts, how="disk full"))
+        except PublishError as e:
+            said.append(e.hint.startswith("The releases are published"))
+            assert said[-1] == bool(Catalogue(copy).releases())
+        else:
+            break
+    assert said.count(True) == 1
+    assert said.count(False) > 3
+
+
 @pytest.mark.parametrize("how", ["killed", "disk full"])
 def test_whatever_write_is_the_last_the_catalogue_is_valid(
     home: Home, tmp_path: Path, how: str

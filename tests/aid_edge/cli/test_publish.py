@@ -31,6 +31,25 @@ def test_all_releases_of_a_conversion_are_published(
     found = [(r["name"], r["version"], r["profile"], r["counter"]) for r in result["releases"]]
     assert found == [("digits", "1.0.0", PROFILE, 1), ("digits", "1.0.0", OTHER_PROFILE, 1)]
     assert all(r["digest"].startswith("sha256:") and r["size"] > 0 for r in result["releases"])
+    assert run(["releases", "list", "--home", str(home.path), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["releases"]
+    assert {r["size"] for r in listed} == {r["size"] for r in result["releases"]}
+
+
+def test_an_altered_file_and_a_lost_key_say_what_to_do(
+    home: Home, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_draft(tmp_path / "out")
+    (folder / "labels.txt").write_text("other\n")
+    publish(home, folder, code=4)
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert (error["code"], "convert again" in error["hint"]) == ("digest-mismatch", True)
+    (folder / "labels.txt").write_text("zero\none\n")
+    (home.keys / "publisher.pem").unlink()
+    publish(home, folder, code=1)
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert "publisher.pem" in error["message"]
+    assert "copy of the keys" in error["hint"]
 
 
 def test_one_profile_or_one_release_folder_can_be_named(
