@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aid_edge.errors import HomeError
+from device_agent.contract.errors import MalformedMessageError
 from device_agent.contract.names import check_identifier
 
 ENVIRONMENT = "AID_EDGE_HOME"
@@ -42,7 +43,7 @@ class Home:
 
     @property
     def metadata(self) -> Path:
-        """TUF metadata files: ``N.root.json``, ``N.targets.json``, ``N.snapshot.json``, ``timestamp.json``."""
+        """TUF metadata files: ``timestamp.json``, and ``N.*.json`` of root, targets and snapshot."""
         return self.catalogue / "metadata"
 
     @property
@@ -77,4 +78,7 @@ def open_home(path: Path | None = None) -> Home:
         raise HomeError(f"{config}: cannot be read: {e}") from e
     if table.get("schema") != SCHEMA:
         raise HomeError(f"{config}: schema: is {table.get('schema')!r}; allowed: {SCHEMA}")
-    return Home(where, check_identifier("fleet", str(table.get("fleet", ""))))
+    try:
+        return Home(where, check_identifier("fleet", str(table.get("fleet", ""))))
+    except MalformedMessageError as e:
+        raise HomeError(f"{config}: {e}", hint=e.hint) from e

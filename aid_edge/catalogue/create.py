@@ -13,10 +13,13 @@ from aid_edge.catalogue import metadata as tuf
 from aid_edge.catalogue.files import sync_folder, write_atomic
 from aid_edge.catalogue.keys import KeyRole, create_keys, write_private
 from aid_edge.catalogue.layout import ImageLayout
-from aid_edge.errors import HomeError
+from aid_edge.errors import HomeError, UsageError
 from aid_edge.home import SCHEMA, Home
 from aid_edge.identity import CA_KEY, Authority, hub_files, new_api_token
+from device_agent.contract.errors import MalformedMessageError
 from device_agent.contract.names import check_identifier
+
+_ELSEWHERE = "Name another folder, or see to room and permission; nothing was left behind."
 
 
 def create_home(
@@ -37,24 +40,26 @@ def create_home(
         now: Time that metadata and certificates are signed at.
 
     Raises:
-        MalformedMessageError: ``fleet`` is not a valid identifier.
-        UsageError: One of ``hosts`` is not a name or an address.
+        UsageError: ``fleet`` is not a valid identifier, or one of ``hosts`` not a name or address.
         HomeError: There is something at ``path``, or it cannot be written. Nothing is left behind.
     """
-    check_identifier("fleet", fleet)
+    try:
+        check_identifier("fleet", fleet)
+    except MalformedMessageError as e:
+        raise UsageError(str(e), hint=e.hint) from e
     _check_free(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     except OSError as e:
-        raise HomeError(f"{path.parent}: cannot be written: {e.strerror}") from e
+        raise HomeError(f"{path.parent}: cannot be written: {e.strerror}", hint=_ELSEWHERE) from e
     try:
         _fill(Home(building, fleet), hosts, passphrase, now)
         building.chmod(0o755)
         os.rename(building, path)  # noqa: PTH104 - over an empty folder, which Path documents less well
         sync_folder(path.parent)
     except OSError as e:
-        raise HomeError(f"{path}: cannot be made: {e.strerror}") from e
+        raise HomeError(f"{path}: cannot be made: {e.strerror}", hint=_ELSEWHERE) from e
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return Home(path, fleet)

@@ -6,7 +6,6 @@ import pytest
 
 from aid_edge.errors import HomeError
 from aid_edge.home import ENVIRONMENT, default_path, open_home
-from device_agent.contract.errors import MalformedMessageError
 
 
 def write(folder: Path, text: str) -> Path:
@@ -50,5 +49,5 @@ def test_a_broken_configuration_is_an_error(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("fleet", ["", "A", "a/b", "+"])
 def test_a_fleet_name_that_cannot_be_in_a_topic_is_refused(tmp_path: Path, fleet: str) -> None:
-    with pytest.raises(MalformedMessageError):
+    with pytest.raises(HomeError, match=r"aid-edge\.toml: fleet"):
         open_home(write(tmp_path / "home", f"schema = 1\nfleet = '{fleet}'\n"))
