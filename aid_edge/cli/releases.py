@@ -12,6 +12,7 @@ from aid_edge.catalogue.store import Catalogue, Release
 from aid_edge.cli.output import emit, home_option, json_option, table
 from aid_edge.errors import UsageError
 from aid_edge.home import open_home
+from device_agent.contract.manifest import Measurement
 
 
 @click.group()
@@ -104,6 +105,10 @@ def _summary(release: Release) -> dict[str, Any]:
     }
 
 
+def _interval(of: Measurement) -> str:
+    return "" if of.low is None or of.high is None else f" [{of.low:g}, {of.high:g}]"
+
+
 def _text(release: Release) -> str:
     of = release.manifest
     lines = [
@@ -128,7 +133,7 @@ def _text(release: Release) -> str:
     if of.measurements:
         lines.append("measured:")
         lines += [
-            f"  {m.what}: {m.value:g} {m.unit} ({m.where}, {m.how}, n={m.n})"
+            f"  {m.what}: {m.value:g} {m.unit}{_interval(m)} ({m.where}, {m.how}, n={m.n})"
             for m in of.measurements
         ]
     return "\n".join(lines)

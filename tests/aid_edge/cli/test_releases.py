@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from aid_edge.catalogue.draft import read_draft, write_draft
 from aid_edge.cli.main import run
 from aid_edge.home import Home
+from device_agent.contract.manifest import Measurement
 from tests.support.releases import OTHER_PROFILE, PROFILE, make_draft, make_home, publish
 
 
@@ -57,6 +60,23 @@ def test_show_is_readable(home: Home, capsys: pytest.CaptureFixture[str]) -> Non
     text = capsys.readouterr().out
     for part in ("digits@2.0.0", "sha256:", "x FP32[1, 4]", "model", "256 MiB"):
         assert part in text
+
+
+def test_show_gives_figures_with_their_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_draft(tmp_path / "1")
+    figures = (
+        Measurement("top1", 0.9, "share", "host", "Wilson", 50, 0.78, 0.96),
+        Measurement("artifact_bytes", 10, "B", "host", "size of the file", 1),
+    )
+    write_draft(folder, msgspec.structs.replace(read_draft(folder), measurements=figures))
+    home = make_home(tmp_path / "home")
+    publish(home, [folder])
+    releases(home, "show", "digits")
+    text = capsys.readouterr().out
+    assert "top1: 0.9 share [0.78, 0.96] (host, Wilson, n=50)" in text
+    assert "artifact_bytes: 10 B (host" in text
 
 
 @pytest.mark.parametrize(
