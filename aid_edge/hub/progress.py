@@ -24,7 +24,8 @@ def progress_of(summary: DeviceSummary, release: str, revision: int) -> Progress
     """Return how far the device is with ``release``, told to it as ``revision``.
 
     A revision is accepted before its release is fetched, so that alone is not success; and a
-    device that runs the release already has nothing to do for it.
+    device that runs the release already has nothing to do for it. A failure that the device tries
+    again by itself is not the end either.
     """
 
     def progress(outcome: Outcome, text: str) -> Progress:
@@ -38,7 +39,11 @@ def progress_of(summary: DeviceSummary, release: str, revision: int) -> Progress
     if not summary.accepted:
         return progress("failed", f"refused{reason}")
     if summary.deployment_state == "failed" and summary.release != release:
-        return progress("failed", f"failed{reason}")
+        return (
+            progress("waiting", f"failed, and tries again{reason}")
+            if summary.retrying
+            else progress("failed", f"failed{reason}")
+        )
     if summary.release == release and summary.deployment_state in {"active", "failed"}:
         return progress("done", f"runs {release}")
     return progress("waiting", summary.deployment_state or "told")

@@ -72,9 +72,9 @@ _STATUS = f"""CASE
   WHEN deadline_misses > {LATE_SHARE} * requests THEN 'late'
   ELSE 'ok' END"""
 _SUMMARY = f"""id AS device, profile, {_STATUS} AS status, active_release AS release,
-  desired_release AS desired, revision, desired_revision, accepted, deployment_state, reason,
-  p50_s, p95_s, requests, errors, deadline_misses, rejected, wrong_reports, last_seen_unix_s,
-  conflict"""
+  desired_release AS desired, revision, desired_revision, accepted, deployment_state,
+  retrying, reason, p50_s, p95_s, requests, errors, deadline_misses, rejected, wrong_reports,
+  last_seen_unix_s, conflict"""
 _EVENT = "id, device, at_unix_s, kind, state, release, detail"
 _FEEDBACK = """id, device, at_unix_s, received_unix_s, inference_id, release, digest, verdict,
   predicted, confidence, latency_s, label, comment"""
@@ -404,7 +404,8 @@ def _condition(where: DeviceFilter) -> tuple[str, dict[str, object]]:
 
 
 def _summary(row: sqlite3.Row) -> DeviceSummary:
-    return DeviceSummary(**{**dict(row), "accepted": bool(row["accepted"])})
+    flags = {name: bool(row[name]) for name in ("accepted", "retrying")}
+    return DeviceSummary(**{**dict(row), **flags})
 
 
 def _checked(limit: int) -> int:

@@ -22,6 +22,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
         desired: ``name@version`` that it should run; empty when nothing was ever deployed.
         accepted: False when the device refused ``revision``.
         reason: Why the newest deployment failed or was refused, in words.
+        retrying: The deployment failed for a passing reason, and the device tries again by itself.
         p50_s: Median total latency of an inference, in seconds; None before the first.
         wrong_reports: Predictions that people called wrong.
         last_seen_unix_s: Last message that was not a broker's stored copy.
@@ -37,6 +38,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     desired_revision: int
     accepted: bool
     deployment_state: str
+    retrying: bool
     reason: str
     p50_s: float | None
     p95_s: float | None

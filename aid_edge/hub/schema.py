@@ -13,7 +13,7 @@ from pathlib import Path
 from aid_edge.errors import HubError
 from aid_edge.home import Home
 
-VERSION = 1
+VERSION = 2
 BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process, such as ``aid-edge flash``, to commit."""
 
@@ -49,6 +49,7 @@ CREATE TABLE device (
   active_release         TEXT NOT NULL DEFAULT '',
   active_digest          TEXT NOT NULL DEFAULT '',
   deployment_state       TEXT NOT NULL DEFAULT '',
+  retrying               INTEGER NOT NULL DEFAULT 0,
   -- what it should run
   desired_revision       INTEGER NOT NULL DEFAULT 0,
   desired_release        TEXT NOT NULL DEFAULT '',
@@ -177,6 +178,11 @@ CREATE TABLE audit (
 );
 """
 
+MIGRATIONS = {
+    1: "ALTER TABLE device ADD COLUMN retrying INTEGER NOT NULL DEFAULT 0",
+}
+"""Schema version to the statement that makes the next one of it."""
+
 
 def database_path(home: Home) -> Path:
     """Return where the hub's database of ``home`` lies."""
@@ -223,7 +229,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             for statement in TABLES.split(";\n"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
-        elif found != VERSION:
+            found = VERSION
+        while found in MIGRATIONS:
+            connection.execute(MIGRATIONS[found])
+            found += 1
+            connection.execute(f"PRAGMA user_version = {found}")
+        if found != VERSION:
             raise HubError(  # noqa: TRY301 - rolled back below
                 f"{path}: has schema version {found}; this program knows version {VERSION}",
                 hint="Use the version of AID Edge that made it, or move the file away.",

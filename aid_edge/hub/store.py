@@ -136,7 +136,7 @@ class Transaction:
         leading = candidate if is_changing else active
         self._connection.execute(
             "UPDATE device SET revision = ?, accepted = ?, reason = ?, active_release = ?,"
-            " active_digest = ?, deployment_state = ? WHERE id = ?",
+            " active_digest = ?, deployment_state = ?, retrying = ? WHERE id = ?",
             (
                 reported.revision,
                 reported.accepted,
@@ -144,6 +144,7 @@ class Transaction:
                 _name(release),
                 release.digest if release else "",
                 leading.state if leading else "",
+                leading.retrying if leading else False,
                 device,
             ),
         )

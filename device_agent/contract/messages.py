@@ -99,13 +99,18 @@ class ReleaseRef(msgspec.Struct, frozen=True):
 
 
 class SlotReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in one slot, and how far a change of it is."""
+    """What stands in one slot, and how far a change of it is.
+
+    Attributes:
+        retrying: The state is ``failed`` for a passing reason, and the device tries again by itself.
+    """
 
     slot: Slot
     state: DeploymentState
     release: ReleaseRef | None = None
     reason: Text = ""
     progress: Share | None = None
+    retrying: bool = False
 
 
 class Reported(Message, frozen=True, kw_only=True, tag="reported"):

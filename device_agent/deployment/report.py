@@ -9,6 +9,7 @@ from device_agent.contract.messages import (
     SlotReport,
 )
 from device_agent.deployment.journal import Journal
+from device_agent.deployment.table import State
 
 
 def report_of(
@@ -29,6 +30,8 @@ def report_of(
             release=serving,
             reason=journal.reason[:MAX_TEXT_CHARACTERS],
             progress=progress,
+            # contract M-4.3-3
+            retrying=journal.state == State.FAILED and journal.is_passing and bool(journal.target),
         )
     ]
     if journal.has_candidate:

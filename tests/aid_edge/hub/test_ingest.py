@@ -21,6 +21,7 @@ from device_agent.contract.messages import (
     ModelWindow,
     Outcomes,
     ReleaseRef,
+    Reported,
     Telemetry,
     decode,
     encode,
@@ -326,3 +327,21 @@ def test_database_of_another_version_is_refused(store: Store) -> None:
     connection.close()
     with pytest.raises(HubError, match="schema version 99"):
         Store(store.path)
+
+
+def test_database_of_the_version_before_is_brought_up_to_date(store: Store) -> None:
+    connection = sqlite3.connect(store.path)
+    connection.execute("INSERT INTO device (id, profile) VALUES ('old', 'generic-x86_64')")
+    connection.execute("ALTER TABLE device DROP COLUMN retrying")
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    connection.close()
+    again = Store(store.path)
+    try:
+        with again.transaction() as transaction:
+            facts = transaction.facts("old")
+            transaction.reported("old", Reported(boot_id="0" * 32, revision=4))
+        assert facts is not None
+    finally:
+        again.close()
+    Store(store.path).close()

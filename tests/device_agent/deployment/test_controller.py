@@ -150,7 +150,7 @@ def _spoil_proof(rig: Rig) -> None:
 def test_failure_in_every_state_leaves_the_old_one_serving(
     make_rig: MakeRig, spoil: object, stage: StageDouble, reached: State, says: str
 ) -> None:
-    """M-5.4-1; and the reason with its numbers is reported."""
+    """M-5.4-1, M-4.3-3; and the reason with its numbers is reported."""
     rig = make_rig(stage=stage)
     rig.deploy(OLD, 1)
     rig.hub.add(NEW)
@@ -163,6 +163,7 @@ def test_failure_in_every_state_leaves_the_old_one_serving(
     assert rig.serving == "1.0.0"
     assert rig.slots.active == OLD.digest
     assert (rig.report.revision, rig.report.accepted) == (2, True)
+    assert not rig.report.slots[0].retrying
 
 
 @pytest.mark.parametrize(
@@ -347,6 +348,8 @@ def test_full_disk_is_reported_and_the_old_one_serves_on(
     rig.wait(State.FAILED)
     assert "cannot be reserved" in rig.reason
     assert rig.serving == "1.0.0"
+    # M-4.3-3
+    assert rig.report.slots[0].retrying
 
 
 def test_damaged_journal_does_not_keep_the_agent_from_starting(make_rig: MakeRig) -> None:
