@@ -165,7 +165,6 @@ class Agent:
 
         Raises:
             ServingError: The local API's port or socket cannot be had.
-            StoreError: Its address cannot be written.
         """
         with ExitStack() as open_things:
             open_things.callback(self._spool.close)
@@ -209,12 +208,19 @@ class Agent:
         with HttpServer(
             api.answer, port=serving.port, socket_path=socket_path, bounds=bounds
         ) as server:
-            self._home.announce(ApiAddress(server.port, str(socket_path), os.getpid()))
+            self._announce(ApiAddress(server.port, str(socket_path), os.getpid()))
             _log.info("serving on 127.0.0.1:%d and %s", server.port, socket_path)
             try:
                 yield
             finally:
                 self._home.api_file.unlink(missing_ok=True)
+
+    def _announce(self, address: ApiAddress) -> None:
+        """Say where the API listens; on a full disk, to serve unannounced is better than not to."""
+        try:
+            self._home.announce(address)
+        except StoreError as e:
+            _log.error("the API's address is not written: %s", e)
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=self._keep, args=(name, work), name=name, daemon=True)

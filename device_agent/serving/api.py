@@ -247,7 +247,8 @@ class Api:
             outcome,
             queue_s=timing.queue_s,
             compute_s=result.compute_s if result else None,
-            total_s=timing.total_s,
+            # A refusal takes no time, and would make the model look faster than it is.
+            total_s=None if outcome == "rejected" else timing.total_s,
             top_class=result.top_class if result else None,
             confidence=result.confidence if result else None,
         )

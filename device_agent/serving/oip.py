@@ -145,7 +145,7 @@ def parse_deadline_ms(value: object) -> float:
     """
     try:
         deadline_s = float(cast("str", value)) / 1000
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         deadline_s = math.nan
     if isinstance(value, bool) or not 0 < deadline_s <= MAX_DEADLINE_S:
         raise BadRequestError(
@@ -163,7 +163,9 @@ def _deadline_s(parameters: Parameters) -> float | None:
         # What stock clients send: Triton's request timeout, in microseconds.
         if isinstance(timeout_us, (str, bool)):
             raise BadRequestError("parameter timeout is not a number of microseconds")
-        return parse_deadline_ms(timeout_us / 1000)
+        return parse_deadline_ms(
+            timeout_us // 1000 if abs(timeout_us) > 1e15 else timeout_us / 1000
+        )
     return None
 
 

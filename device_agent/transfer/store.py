@@ -100,8 +100,10 @@ class PartialBlob:
                 os.ftruncate(self._file, size)
             need = max(size - found.st_blocks * 512, 0)
             room = os.statvfs(self._path.parent)
-            if need and room.f_bavail * room.f_frsize < need + RESERVE_BYTES:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - one message
+            free = room.f_bavail * room.f_frsize
+            if need and free < need + RESERVE_BYTES:
+                why = f"{free} bytes are free, of which {RESERVE_BYTES} stay so"
+                raise OSError(errno.ENOSPC, why)  # noqa: TRY301 - one message
             os.posix_fallocate(self._file, 0, size)
         except OSError as e:
             raise StoreError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from device_agent.agent.core import agent_version
-from device_agent.agent.home import HomeInUseError
+from device_agent.agent.core import Agent, agent_version
+from device_agent.agent.home import AgentHome, ApiAddress, HomeInUseError
 from device_agent.contract.chunk import Chunk, encode_chunk
 from device_agent.contract.errors import ProfileError
 from device_agent.contract.messages import (
@@ -28,7 +30,8 @@ from device_agent.contract.messages import (
 )
 from device_agent.contract.names import digest_of
 from device_agent.contract.topics import DELIVERY, DOWN, UP, Channel, parse, topic
-from tests.support.agent_doubles import wait_for
+from device_agent.errors import StoreError
+from tests.support.agent_doubles import MemoryTransport, wait_for
 from tests.support.agent_world import (
     DEVICE,
     FLEET,
@@ -326,3 +329,24 @@ def test_home_without_a_profile_is_a_clear_error(world: AgentWorld) -> None:
     (world.agent_path / "profile.toml").write_text("schema = 1\n")
     with pytest.raises(ProfileError, match=r"profile\.toml"):
         _ = world.agent_home
+
+
+def test_agent_on_a_full_disk_serves_without_its_address_file(
+    world: AgentWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_home: AgentHome, _address: ApiAddress) -> None:
+        raise StoreError("run/api.json: cannot be written: No space left on device")
+
+    monkeypatch.setattr(AgentHome, "announce", full)
+    home = world.agent_home
+    agent = Agent(home, MemoryTransport())
+    running = threading.Thread(target=agent.run)
+    running.start()
+    try:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(home.api_socket))) as client:
+            wait_for("the socket", home.api_socket.exists)
+            assert client.get("http://localhost/v2/health/live").json() == {"live": True}
+    finally:
+        agent.stop()
+        running.join(30)
+    assert not running.is_alive()

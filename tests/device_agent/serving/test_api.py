@@ -345,6 +345,16 @@ def test_refusal_before_the_work_when_the_queue_is_too_long(
     assert served.outcomes() == {"ok": 2, "rejected": 1}
 
 
+def test_refusals_do_not_make_a_model_look_faster(served: Served, echo: EchoWorker) -> None:
+    with served.client() as client:
+        for _ in range(5):
+            assert client.post(INFER, json={"inputs": []}).status_code == 400
+        assert client.post(INFER, json=json_body()).status_code == 200
+    (window,) = served.recorder.take_windows(NOW)
+    assert window.outcomes.rejected == 5
+    assert sum(window.latency["total"].counts.values()) == echo.calls == 1
+
+
 def _in_thread(ask):
     """Start ``ask`` in a thread; return what waits for its result."""
     from concurrent.futures import ThreadPoolExecutor

@@ -112,10 +112,20 @@ def test_deadline(value: object) -> None:
     assert oip.parse_deadline_ms(value) == float(value) / 1000
 
 
-@pytest.mark.parametrize("value", [0, -3, math.inf, math.nan, "1e99", "", "1,5", False, None])
+@pytest.mark.parametrize(
+    "value", [0, -3, math.inf, math.nan, "1e99", "", "1,5", False, None, 10**400, -(10**400)]
+)
 def test_deadline_that_is_none(value: object) -> None:
     with pytest.raises(BadRequestError, match="deadline_ms"):
         oip.parse_deadline_ms(value)
+
+
+@pytest.mark.parametrize("name", ["deadline_ms", "timeout"])
+def test_deadline_beyond_all_floats_is_refused(name: str) -> None:
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
+    body = json.dumps({"inputs": [tensor], "parameters": {name: 10**400}}).encode()
+    with pytest.raises(BadRequestError, match="deadline_ms"):
+        oip.decode_request(body, None, tiny.manifest())
 
 
 @given(st.binary(max_size=400), st.one_of(st.none(), st.integers(-5, 500)))
