@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -162,7 +163,7 @@ class Steps:
         folder, _ = self.cache.get(
             "convert",
             {
-                **self._shared(),
+                **self._shared,
                 "source": model.digest,
                 "recipe": repr(recipe),
                 "runtime": runtime,
@@ -186,7 +187,7 @@ class Steps:
             )
             _write_outputs(folder, outputs)
 
-        parts = {**self._shared(), "source": model.digest, "data": data.digest}
+        parts = {**self._shared, "source": model.digest, "data": data.digest}
         return _read_outputs(self.cache.get("source-outputs", parts, make)[0])
 
     def outputs(
@@ -202,7 +203,7 @@ class Steps:
             _write_outputs(folder, outputs)
 
         parts = {
-            **self._shared(),
+            **self._shared,
             "artifact": result.digest,
             "runtime": f"{result.runtime} {result.runtime_version}",
             "machine": platform.machine(),
@@ -231,7 +232,7 @@ class Steps:
             (folder / _BENCHMARK).write_bytes(msgspec.json.encode(found))
 
         parts = {
-            **self._shared(),
+            **self._shared,
             "artifact": result.digest,
             "runtime": f"{result.runtime} {result.runtime_version}",
             "data": data.digest,
@@ -243,7 +244,9 @@ class Steps:
         folder = self.cache.get("benchmark", parts, make)[0]
         return msgspec.json.decode((folder / _BENCHMARK).read_bytes(), type=Benchmark)
 
+    @cached_property
     def _shared(self) -> dict[str, str]:
+        # Once: a file that is edited meanwhile does not part the keys of one run.
         tools = msgspec.json.encode(dict(self.tools), order="sorted")
         code = [source_version(name) for name in _STEP_MODULES]
         return {

@@ -442,6 +442,42 @@ def test_an_interrupt_leaves_nothing_half_written(
     assert not [d for d in world.engine.done if "/" in d], "what was done is not done again"
 
 
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_profiles_share_what_does_not_differ_between_them(world: World, jobs: int) -> None:
+    profile = load_profile("generic-x86_64")[0]
+    twin = msgspec.structs.replace(profile, id="twin", cores=1, isa=("avx2",))
+    arm = load_profile("raspberry-pi-4")[0]
+    world.convert(profile, twin, arm, jobs=jobs)
+    assert sorted(d for d in world.engine.done if "/" in d) == [
+        "onnx_runtime/float32", "onnx_runtime/static-int8", "onnx_runtime/static-int8",
+    ], "only int8 differs, by its activations"  # fmt: skip
+    fixed = msgspec.structs.replace(profile.shapes, static=not profile.shapes.static)
+    world.engine.done.clear()
+    world.convert(msgspec.structs.replace(profile, shapes=fixed), jobs=jobs)
+    assert len([d for d in world.engine.done if "/" in d]) == 2
+
+
+def test_the_outcome_does_not_depend_on_how_much_runs_at_once(world: World) -> None:
+    targets = [load_profile(name)[0] for name in ("generic-x86_64", "raspberry-pi-4")]
+    reports = [
+        world.convert(*targets, jobs=jobs, cache=world.folder / f"cache-{jobs}").html.read_bytes()
+        for jobs in (1, 3)
+    ]
+    assert reports[0] == reports[1]
+
+
+def test_timing_begins_when_all_else_is_done(world: World) -> None:
+    targets = [load_profile(name)[0] for name in ("generic-x86_64", "raspberry-pi-4")]
+    world.convert(*targets, jobs=4)
+    begun = next(i for i, d in enumerate(world.engine.done) if d.startswith("benchmark"))
+    assert all(d.startswith("benchmark") for d in world.engine.done[begun:])
+
+
+def test_no_jobs_are_refused(world: World) -> None:
+    with pytest.raises(UsageError, match="0 jobs"):
+        world.convert(jobs=0)
+
+
 def test_progress_ends_at_one_for_every_task(world: World) -> None:
     seen: dict[str, list[float]] = {}
     run(
