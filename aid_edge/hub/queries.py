@@ -59,6 +59,9 @@ class ReleaseSource(Protocol):
     def labels(self, digest: str) -> Sequence[str]:
         """Return the class labels of the release with this digest; empty when it has none."""
 
+    def deadline_s(self, digest: str) -> float | None:
+        """Return the deadline of the release with this digest; None when it is not known."""
+
 
 _STATUS = f"""CASE
   WHEN last_seen_unix_s IS NULL THEN 'never-seen'
@@ -194,6 +197,7 @@ class Queries:
             malformed_messages=row["malformed_messages"],
             slots=self._slots(device),
             histogram=usage.histogram,
+            deadline_s=self._releases.deadline_s(row["active_digest"]),
             series=usage.series,
             classes=usage.classes,
             confidence=usage.confidence,

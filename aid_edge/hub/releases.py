@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from aid_edge.catalogue.store import Catalogue, Release
 from aid_edge.hub.rows import PublishedRelease
 
-MAX_CACHED_LABELS = 64
+MAX_KNOWN = 64
+"""Releases whose labels are kept in memory."""
 
 
 class CatalogueReleases:
@@ -15,7 +16,7 @@ class CatalogueReleases:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._labels: dict[str, tuple[str, ...]] = {}
+        self._known: dict[str, tuple[tuple[str, ...], float | None]] = {}
 
     def published(self) -> Sequence[PublishedRelease]:
         """Return all published releases.
@@ -39,19 +40,26 @@ class CatalogueReleases:
 
     def labels(self, digest: str) -> Sequence[str]:
         """Return the class labels of the release with this digest; empty when it has none."""
-        found = self._labels.get(digest)
+        return self._read(digest)[0]
+
+    def deadline_s(self, digest: str) -> float | None:
+        """Return the deadline of the release with this digest; None when it is not known."""
+        return self._read(digest)[1]
+
+    def _read(self, digest: str) -> tuple[tuple[str, ...], float | None]:
+        """Return labels and deadline, from memory where they are known: a digest is one content."""
+        found = self._known.get(digest)
         if found is None:
-            if len(self._labels) >= MAX_CACHED_LABELS:
-                self._labels.clear()
-            found = self._labels[digest] = self._read_labels(digest)
+            release = next((r for r in self._catalogue.releases() if r.digest == digest), None)
+            if release is None:
+                return (), None
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            found = self._labels(release), release.manifest.limits.deadline_s
+            self._known[digest] = found
         return found
 
-    def _read_labels(self, digest: str) -> tuple[str, ...]:
-        release: Release | None = next(
-            (r for r in self._catalogue.releases() if r.digest == digest), None
-        )
-        blob = release.manifest.blob("labels") if release else None
+    def _labels(self, release: Release) -> tuple[str, ...]:
+        blob = release.manifest.blob("labels")
         path = self._catalogue.blob(blob.digest) if blob else None
-        if path is None:
-            return ()
-        return tuple(path.read_text(errors="replace").splitlines())
+        return tuple(path.read_text(errors="replace").splitlines()) if path else ()

@@ -158,6 +158,8 @@ class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
         runtimes: Runtime name to installed version.
         protections: Which of the agent's protections are in force there.
         histogram: Total latency over the last 24 hours, merged.
+        deadline_s: Within which the active release should answer, in seconds, unless a request
+            says otherwise; None without a release that the catalogue has.
         series: p50 and p95 by window over the last 24 hours, oldest first.
         classes: Top-1 answers of the active release over the last 24 hours, most frequent first.
         confidence: Counts of top-1 probability in ten equal bins of 0..1; empty without any.
@@ -185,6 +187,7 @@ class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
     malformed_messages: int
     slots: tuple[SlotRow, ...]
     histogram: tuple[Bucket, ...]
+    deadline_s: float | None
     series: tuple[SeriesPoint, ...]
     classes: tuple[ClassCount, ...]
     confidence: tuple[int, ...]

@@ -102,7 +102,7 @@ class SlotReport(msgspec.Struct, frozen=True, kw_only=True):
     """What stands in one slot, and how far a change of it is.
 
     Attributes:
-        retrying: The state is ``failed`` for a passing reason, and the device tries again by itself.
+        retrying: It failed for a passing reason, and the device tries again by itself.
     """
 
     slot: Slot

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from aid_edge.hub.rows import Bucket
 from aid_edge.hub.web.texts import duration
 
-WIDTH, HEIGHT = 460.0, 225.0
-LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 40.0, 30.0
+WIDTH, HEIGHT = 460.0, 243.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 8.0, 58.0, 30.0
+"""``TOP`` is room for the labels of three marks."""
 MAX_BARS = 40
 _BASE = HEIGHT - BOTTOM
 _INNER = WIDTH - LEFT - RIGHT
+_MARK_ROOM = 1.05
+"""How far beyond a line the axis goes on, as a ratio."""
 _TICK_GAP = 62.0
 """Least distance between two labels of the time axis."""
 
@@ -73,12 +76,15 @@ def latency_chart(
 
     Args:
         buckets: Of one logarithmic grid, ascending, in seconds; empty ones may be left out.
-        marks: Name and place in seconds of vertical lines.
+        marks: Name and place in seconds of vertical lines; the axis reaches to all of them.
     """
     if not buckets:
         return None
     groups = merge_buckets(buckets, MAX_BARS)
-    low, high = math.log(groups[0].low_s), math.log(groups[-1].high_s)
+    lines = [(name, s) for name, s in marks if s is not None and s > 0]
+    low_s = min(groups[0].low_s, *(s / _MARK_ROOM for _, s in lines), groups[0].low_s)
+    high_s = max(groups[-1].high_s, *(s * _MARK_ROOM for _, s in lines), groups[-1].high_s)
+    low, high = math.log(low_s), math.log(high_s)
 
     def place(seconds: float) -> float:
         part = (math.log(seconds) - low) / (high - low)
@@ -95,8 +101,8 @@ def latency_chart(
         )
         for g in groups
     )
-    lines = tuple(Tick(place(s), f"{name} {duration(s)}") for name, s in marks if s is not None)
-    return Chart(bars, _time_ticks(groups[0].low_s, groups[-1].high_s, place), y_ticks, lines)
+    named = tuple(Tick(place(s), f"{name} {duration(s)}") for name, s in lines)
+    return Chart(bars, _time_ticks(low_s, high_s, place), y_ticks, named)
 
 
 def share_chart(counts: Sequence[int]) -> Chart | None:

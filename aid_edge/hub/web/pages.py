@@ -197,7 +197,7 @@ class Pages:
 
     def _values(self, detail: DeviceDetail) -> dict[str, Any]:
         row = detail.summary
-        marks = (("p50", row.p50_s), ("p95", row.p95_s))
+        marks = (("p50", row.p50_s), ("p95", row.p95_s), ("deadline", detail.deadline_s))
         shown = detail.classes[:MAX_CLASSES]
         return {
             "device": detail,

@@ -72,6 +72,9 @@ class Catalogue:
     def labels(self, digest: str) -> Sequence[str]:
         return LABELS if digest in {OLD.digest, NEW.digest} else ()
 
+    def deadline_s(self, digest: str) -> float | None:
+        return 0.25 if digest in {OLD.digest, NEW.digest} else None
+
 
 def boot(device: str) -> str:
     return device.encode().hex().ljust(32, "0")[:32]

@@ -72,3 +72,18 @@ def test_round_places_are_labelled() -> None:
     chart = latency_chart(buckets_of([0.0009, 0.004, 0.03, 0.2]))
     assert chart is not None
     assert {"10 ms", "100 ms"} <= {tick.label for tick in chart.x_ticks}
+
+
+@given(st.lists(durations, min_size=1, max_size=20), durations)
+def test_every_mark_is_inside_however_far_from_the_answers(
+    values: list[float], deadline_s: float
+) -> None:
+    chart = latency_chart(buckets_of(values), [("p50", values[0]), ("deadline", deadline_s)])
+    assert chart is not None
+    at = {mark.label.split()[0]: mark.at for mark in chart.marks}
+    assert all(LEFT < place < WIDTH - RIGHT for place in at.values())
+    if deadline_s > 1.2 * max(values):
+        assert at["deadline"] > max(bar.x + bar.width for bar in chart.bars) - 1
+    assert at["p50"] <= at["deadline"] or values[0] > deadline_s
+    for bar in chart.bars:
+        assert bar.x + bar.width <= WIDTH - RIGHT + 0.01
