@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 
-from aid_edge.cli.output import emit, home_option, json_option, table
+from aid_edge.cli.output import emit, harmless, home_option, json_option, table
 from aid_edge.hub.client import HubClient, hub_option
 from aid_edge.hub.rows import STATUSES, DeviceDetail, DeviceSummary
 
@@ -99,17 +99,22 @@ def _page(detail: DeviceDetail) -> str:
         "p50 / p95": f"{_ms(summary.p50_s)} / {_ms(summary.p95_s)}",
         "said wrong": str(summary.wrong_reports),
     }
-    parts = [summary.device, *(f"  {name:12s} {text}" for name, text in facts.items() if text)]
+    parts = [summary.device, *(_fact(name, text) for name, text in facts.items() if text)]
     if detail.classes:
         parts.append("classes")
         parts += [f"  {c.count:8d}  {c.label or c.index}" for c in detail.classes[:10]]
     if detail.events:
         parts.append("events")
         parts += [
-            f"  {_when(e.at_unix_s)}  {e.kind} {e.state} {e.release} {e.detail}".rstrip()
+            harmless(f"  {_when(e.at_unix_s)}  {' '.join(filter(None, words))}", is_line=True)
             for e in detail.events[:10]
+            for words in [(e.kind, e.state, e.release, e.detail)]
         ]
     return "\n".join(parts)
+
+
+def _fact(name: str, text: str) -> str:
+    return f"  {name:12s} {harmless(text, is_line=True)}"
 
 
 def _ms(seconds: float | None) -> str:

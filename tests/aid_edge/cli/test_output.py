@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from aid_edge.cli.output import Output, emit, report_error, table
+from aid_edge.cli.output import Output, emit, harmless, report_error, table
 from device_agent.contract.errors import AidError
 
 
@@ -64,3 +64,27 @@ def test_table_is_aligned() -> None:
 
 def test_table_without_rows_has_headings() -> None:
     assert table(("NAME", "N"), []) == "NAME  N"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2Jgone", r"\x1b[2Jgone"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\rb\x9bc\x00", r"a\rb\x9bc\x00"),
+        ("\u202elive", r"\u202elive"),
+        ("Zürich 東京 😀 µs\n", "Zürich 東京 😀 µs\n"),
+    ],
+)
+def test_what_devices_wrote_does_not_drive_the_terminal(
+    capsys: pytest.CaptureFixture[str], text: str, shown: str
+) -> None:
+    emit("aid-edge/x/v1", {}, text, as_json=False)
+    assert capsys.readouterr().out == shown + "\n"
+    report_error(AidError("no", cause=text), as_json=False)
+    assert shown in capsys.readouterr().err
+
+
+def test_a_cell_and_a_line_stay_on_their_line() -> None:
+    assert len(table(["A"], [["one\ntwo"]]).splitlines()) == 2
+    assert harmless("one\ntwo", is_line=True) == r"one\ntwo"
