@@ -35,7 +35,8 @@ DEFAULT_MEMORY_BYTES = 8 * 2**30
 DEFAULT_TIME_S = 1800.0
 LOG_TAIL_BYTES = 4000
 _MAX_MESSAGE_BYTES = 8 * 2**30
-_WATCH_INTERVAL_S = 0.05
+# Each look lists every process of the machine, which costs milliseconds.
+_WATCH_INTERVAL_S = 0.2
 _LENGTH = struct.Struct("!Q")
 _CHILD = "from aid_edge.isolate import child_main; child_main()"
 
