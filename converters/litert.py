@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite): float and static int8 ``.tflite`` models, without TensorFlow."""
+"""LiteRT (TensorFlow Lite): float and static int8 ``.tflite`` models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a PyTorch or Keras module to a clean float ``.tflite`` file.
+"""From a PyTorch or Keras model to a clean float ``.tflite`` file.
 
 Heavy: imported in worker processes only.
 """
@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers  # type: ignore[import-untyped]
-import litert_torch
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from aid_edge.errors import ConversionError, UnsupportedModelError
 from aid_edge.isolate import progress
 from aid_edge.model import SourceModel
-from aid_edge.sources import torch_source
-from aid_edge.sources.opening import load_module, request_of
+from aid_edge.sources.opening import is_on_tensorflow, load_module, request_of
 from aid_edge.sources.operators import applies
 from device_agent.contract.profile import HardwareProfile
 
@@ -41,6 +39,20 @@ def export(model: SourceModel, axes: Mapping[str, tuple[int, ...]], to: Path) ->
         ConversionError: The toolchain failed.
     """
     progress(0.1, "export to LiteRT")
+    if is_on_tensorflow(model.framework):
+        from converters import keras_tensorflow  # noqa: PLC0415 -- only there with its extra
+
+        keras_tensorflow.to_litert(model, to)
+        _order_by_name(to, model)
+    else:
+        _export_module(model, axes, to)
+
+
+def _export_module(model: SourceModel, axes: Mapping[str, tuple[int, ...]], to: Path) -> None:
+    import litert_torch  # noqa: PLC0415 -- not there where TensorFlow exports
+
+    from aid_edge.sources import torch_source  # noqa: PLC0415
+
     module = torch_source.Flat(load_module(model)).eval()
     examples = list(torch_source.example_inputs(request_of(model), batch=1))
     moved = [i for i, tensor in enumerate(model.inputs) if tensor.name in axes]
@@ -60,6 +72,10 @@ def export(model: SourceModel, axes: Mapping[str, tuple[int, ...]], to: Path) ->
 
 def tools(model: SourceModel) -> dict[str, str]:
     """Return the versions of what exports ``model``."""
+    if is_on_tensorflow(model.framework):
+        from converters import keras_tensorflow  # noqa: PLC0415 -- only there with its extra
+
+        return keras_tensorflow.tools("ai-edge-litert")
     names = ["torch", "litert-torch", "litert-converter", "ai-edge-litert"]
     if model.framework == "keras":
         names.append("keras")
@@ -91,9 +107,26 @@ def finish(path: Path, model: SourceModel, profile: HardwareProfile) -> None:
             buffer.offset = buffer.size = 0
     found.description = "aid-edge"
     _rename(found, model)
-    builder = flatbuffers.Builder(len(raw) + 2**16)
+    _write(found, len(raw), path)
+
+
+def _write(found: Any, size_bytes: int, path: Path) -> None:
+    builder = flatbuffers.Builder(size_bytes + 2**16)
     builder.Finish(found.Pack(builder), file_identifier=_IDENTIFIER)
     path.write_bytes(bytes(builder.Output()))
+
+
+def _order_by_name(path: Path, model: SourceModel) -> None:
+    """Put inputs and outputs of the file at ``path`` into the order of their signature's names."""
+    found, raw = read(path)
+    if len(found.signatureDefs or ()) != 1:
+        raise ConversionError(f"{model.spec}: the TensorFlow Lite converter wrote no signature")
+    graph, signature = found.subgraphs[0], found.signatureDefs[0]
+    for side in (signature.inputs, signature.outputs):
+        side.sort(key=lambda entry: entry.name)
+    graph.inputs = [entry.tensorIndex for entry in signature.inputs]
+    graph.outputs = [entry.tensorIndex for entry in signature.outputs]
+    _write(found, len(raw), path)
 
 
 def operators(found: Any) -> Iterator[tuple[str, int, str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from onnx import shape_inference
 from aid_edge.errors import ConversionError, UnsupportedModelError
 from aid_edge.isolate import progress
 from aid_edge.model import SourceModel
-from aid_edge.sources.opening import load_module, request_of, source_module
+from aid_edge.sources.opening import is_on_tensorflow, load_module, request_of, source_module
 from aid_edge.sources.operators import applies
 from device_agent.contract.profile import HardwareProfile, OpRule
 
@@ -37,6 +38,8 @@ def export(model: SourceModel, profile: HardwareProfile, opset: int, to: Path) -
         graph = source_module("onnx").load(request_of(model))
         if batch == 1:
             _fix_batch(graph)
+    elif is_on_tensorflow(model.framework):
+        graph = _export_on_tensorflow(model, opset, batch, to)
     else:
         graph = _export_module(model, opset, batch, to)
     progress(0.5, "simplify")
@@ -51,6 +54,10 @@ def export(model: SourceModel, profile: HardwareProfile, opset: int, to: Path) -
 
 def tools(model: SourceModel) -> dict[str, str]:
     """Return the versions of what exports ``model``."""
+    if is_on_tensorflow(model.framework):
+        from converters import keras_tensorflow  # noqa: PLC0415 -- only there with its extra
+
+        return keras_tensorflow.tools("tf2onnx", "onnx", "onnxslim")
     names = {
         "torch": ["torch", "onnxscript"],
         "keras": ["keras", "torch", "onnxscript"],
@@ -164,11 +171,43 @@ def _export_module(model: SourceModel, opset: int, batch: int, to: Path) -> onnx
             f"{model.spec}: the PyTorch exporter to ONNX failed: {_first_line(e)}",
             hint="`aid-edge inspect` lists the operators; the log says which one failed.",
         ) from e
-    graph = onnx.load(str(to))
+    return _with_old_format(onnx.load(str(to)))
+
+
+def _export_on_tensorflow(model: SourceModel, opset: int, batch: int, to: Path) -> onnx.ModelProto:
+    from converters import keras_tensorflow  # noqa: PLC0415 -- only there with its extra
+
+    keras_tensorflow.to_onnx(model, opset, batch, to)
+    found = onnx.load(str(to))
+    for side in (found.graph.input, found.graph.output):
+        side.sort(key=attrgetter("name"))
+        for value in side:
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                # It gives every open dimension a name of its own.
+                if dim.dim_param:
+                    dim.Clear()
+                    if axis == 0:
+                        dim.dim_param = "batch"
+    names = {keras_tensorflow.input_name(i): t.name for i, t in enumerate(model.inputs)}
+    names |= {keras_tensorflow.output_name(i): t.name for i, t in enumerate(model.outputs)}
+    _rename(found, names)
+    return _with_old_format(found)
+
+
+def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    for graph in graphs(model.graph):
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            value.name = names.get(value.name, value.name)
+        for node in graph.node:
+            for side in (node.input, node.output):
+                side[:] = [names.get(name, name) for name in side]
+
+
+def _with_old_format(model: onnx.ModelProto) -> onnx.ModelProto:
     # Old devices refuse a newer file format even where they know every operator in it.
-    needed = onnx.helper.find_min_ir_version_for(list(graph.opset_import), ignore_unknown=True)
-    graph.ir_version = min(max(needed, 8), _IR_VERSION_MAX)
-    return graph
+    needed = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = min(max(needed, 8), _IR_VERSION_MAX)
+    return model
 
 
 def _fix_batch(model: onnx.ModelProto) -> None:

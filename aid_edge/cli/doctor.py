@@ -26,7 +26,7 @@ PARTS: dict[str, str] = {
     "convert": "Compress, export and measure models.",
     "hub": "Serve a fleet.",
     "flash": "Make devices.",
-    "tensorflow": "Load Keras models on TensorFlow; without it, on torch.",
+    "tensorflow": "Convert Keras models on TensorFlow in place of torch.",
 }
 """What can be installed on its own; all but ``agent`` are extras of the same name."""
 

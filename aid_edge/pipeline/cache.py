@@ -32,6 +32,7 @@ ENVIRONMENT = "XDG_CACHE_HOME"
 TOOLS = (
     "torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "nncf", "torchao", "litert-torch",
     "ai-edge-litert", "ai-edge-quantizer", "keras", "h5py", "safetensors", "numpy", "pillow",
+    "tensorflow", "tf2onnx",
 )  # fmt: skip
 """Distributions whose version is part of every key."""
 

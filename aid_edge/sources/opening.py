@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from aid_edge import isolate
 from aid_edge.errors import MissingDependencyError, SourceError
@@ -23,8 +23,9 @@ _WEIGHTS = frozenset({".pth", ".pt", ".safetensors", ".bin", ".ckpt"})
 _NEEDS: dict[Framework, tuple[str, tuple[str, ...]]] = {
     "torch": ("a PyTorch model", ("torch", "safetensors", "numpy")),
     "onnx": ("an ONNX model", ("onnx", "onnxruntime", "numpy")),
-    "keras": ("a Keras model", ("keras", "h5py", "torch", "numpy")),
+    "keras": ("a Keras model", ("keras", "h5py", "numpy")),
 }
+_KERAS_BACKEND = "KERAS_BACKEND"
 _KINDS = (
     "Read are: PyTorch as path/to/file.py:factory or module:factory (with --weights), "
     "ONNX (.onnx), Keras (.keras, .h5)."
@@ -113,9 +114,38 @@ def require(framework: Framework) -> None:
         MissingDependencyError: It is not; the hint installs it.
     """
     what, modules = _NEEDS[framework]
+    extra = "tensorflow" if is_on_tensorflow(framework) else "convert"
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise MissingDependencyError(f"reading {what}", module, "convert")
+            raise MissingDependencyError(f"reading {what}", module, extra)
+
+
+def is_on_tensorflow(framework: Framework) -> bool:
+    """Return whether models of this framework are loaded and exported by TensorFlow here.
+
+    Raises:
+        MissingDependencyError: It is Keras, and has no backend.
+    """
+    return framework == "keras" and keras_backend() == "tensorflow"
+
+
+def keras_backend() -> Literal["torch", "tensorflow"]:
+    """Return what loads, computes and exports Keras models here.
+
+    That is TensorFlow where torch is not installed or ``KERAS_BACKEND`` asks for it, else torch.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    wanted = os.environ.get(_KERAS_BACKEND) == "tensorflow"
+    if not wanted and importlib.util.find_spec("torch") is not None:
+        return "torch"
+    if importlib.util.find_spec("tensorflow") is not None:
+        return "tensorflow"
+    if wanted:
+        what = f"reading a Keras model with {_KERAS_BACKEND}=tensorflow"
+        raise MissingDependencyError(what, "tensorflow", "tensorflow")
+    raise MissingDependencyError("reading a Keras model", "torch or tensorflow", "convert")
 
 
 def request_of(model: SourceModel) -> SourceRequest:
@@ -142,13 +172,16 @@ def run_in_worker(
 
 
 def load_module(model: SourceModel) -> Any:
-    """Return a PyTorch or Keras model as a ``torch.nn.Module``. For worker processes only."""
+    """Return a PyTorch or Keras model. For worker processes only.
+
+    It is a ``torch.nn.Module``, unless :func:`keras_backend` is TensorFlow: then a Keras model.
+    """
     return source_module(model.framework).load(request_of(model))
 
 
 def source_module(framework: Framework) -> ModuleType:
     """Return the module that reads this framework; the import is slow and large."""
     if framework == "keras":
-        # Keras models become torch modules, which is what the converters export.
-        os.environ["KERAS_BACKEND"] = "torch"
+        # Keras reads it once, at its import.
+        os.environ[_KERAS_BACKEND] = keras_backend()
     return importlib.import_module(f"aid_edge.sources.{framework}_source")

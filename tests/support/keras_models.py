@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from aid_edge.sources.opening import keras_backend
+
 
 def _keras() -> Any:
-    os.environ["KERAS_BACKEND"] = "torch"
+    os.environ["KERAS_BACKEND"] = keras_backend()
     import keras
 
     return keras
@@ -25,6 +27,12 @@ def save(path: str, kind: str) -> None:
         hidden = layers.Lambda(lambda x: x * 2)(hidden)
     hidden = layers.GlobalAveragePooling2D(name="pool")(hidden)
     model = keras.Model(start, layers.Dense(5, name="scores")(hidden))
+    if kind == "several":
+        # Their names sort otherwise than they are listed.
+        facts = keras.Input((6,), name="zone")
+        both = layers.Concatenate(name="both")([hidden, facts])
+        ends = [layers.Dense(size, name=name)(both) for size, name in ((5, "upper"), (3, "lower"))]
+        model = keras.Model([facts, start], ends)
     if kind == "weights":
         model.save_weights(path)
     else:
