@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 import click
@@ -26,6 +26,7 @@ from aid_edge.hub.progress import Progress, progress_of
 from aid_edge.hub.rows import DeviceDetail, DevicePage, DeviceSummary, FeedbackPage
 from aid_edge.identity import hub_files, read_api_token
 
+_T = TypeVar("_T")
 TIMEOUT_S = 30.0
 PAGE = 200
 POLL_S = 0.3
@@ -103,8 +104,7 @@ class HubClient:
         Raises:
             HubError: It cannot be asked.
         """
-        found: dict[str, Any] = msgspec.json.decode(self._send("GET", "health", allowed=(503,)))
-        return found
+        return self._decoded(self._send("GET", "health", allowed=(503,)), dict[str, Any])
 
     def devices(
         self, *, status: Sequence[str] = (), release: str = "", text: str = ""
@@ -118,7 +118,7 @@ class HubClient:
         while after is not None:
             query = {"status": list(status), "release": release, "text": text}
             data = self._send("GET", "devices", {**query, "after": after, "limit": PAGE})
-            page = msgspec.json.decode(data, type=DevicePage)
+            page = self._decoded(data, DevicePage)
             yield from page.devices
             after = page.next
 
@@ -129,9 +129,7 @@ class HubClient:
             NotFoundError: There is no such device.
             HubError: The hub cannot be asked.
         """
-        return msgspec.json.decode(
-            self._send("GET", f"devices/{quote(device, safe='')}"), type=DeviceDetail
-        )
+        return self._decoded(self._send("GET", f"devices/{quote(device, safe='')}"), DeviceDetail)
 
     def feedback(self, *, device: str, verdict: str, limit: int) -> FeedbackPage:
         """Return the newest feedback.
@@ -140,7 +138,7 @@ class HubClient:
             HubError: The hub refuses, or cannot be asked.
         """
         query = {"device": device, "verdict": verdict, "limit": limit}
-        return msgspec.json.decode(self._send("GET", "feedback", query), type=FeedbackPage)
+        return self._decoded(self._send("GET", "feedback", query), FeedbackPage)
 
     def deploy(
         self,
@@ -168,7 +166,7 @@ class HubClient:
             body["all_devices"] = True
         if release is not None:
             body["name"], body["version"] = release
-        return msgspec.json.decode(self._send("POST", "deployments", body=body), type=Deployed)
+        return self._decoded(self._send("POST", "deployments", body=body), Deployed)
 
     def follow(self, targets: Sequence[Target], timeout_s: float) -> Iterator[Progress]:
         """Return every change of a device's progress, until all are done, failed or out of time.
@@ -192,6 +190,16 @@ class HubClient:
                 return
             if wanted:
                 time.sleep(POLL_S)
+
+    def _decoded(self, data: bytes, kind: type[_T]) -> _T:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            raise HubError(
+                f"the hub at {self.url} answers in a form that is not known here",
+                cause=str(e),
+                hint="Is it of another version? Use the same one for hub and command line.",
+            ) from e
 
     def _summaries(self, wanted: dict[str, Target]) -> list[DeviceSummary]:
         if len(wanted) > 1:

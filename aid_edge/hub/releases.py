@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from aid_edge.catalogue.store import Catalogue, Release
 from aid_edge.hub.rows import PublishedRelease
+from device_agent.contract.errors import AidError
+
+_log = logging.getLogger(__name__)
 
 MAX_KNOWN = 64
 """Releases whose labels are kept in memory."""
@@ -50,7 +54,13 @@ class CatalogueReleases:
         """Return labels and deadline, from memory where they are known: a digest is one content."""
         found = self._known.get(digest)
         if found is None:
-            release = next((r for r in self._catalogue.releases() if r.digest == digest), None)
+            try:
+                releases = self._catalogue.releases()
+            except AidError as e:
+                # What devices run must be seen even so; fleet page and health say what is wrong.
+                _log.warning("a release cannot be looked up: %s", e)
+                releases = ()
+            release = next((r for r in releases if r.digest == digest), None)
             if release is None:
                 return (), None
             if len(self._known) >= MAX_KNOWN:

@@ -38,7 +38,6 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     desired_revision: int
     accepted: bool
     deployment_state: str
-    retrying: bool
     reason: str
     p50_s: float | None
     p95_s: float | None
@@ -49,6 +48,7 @@ class DeviceSummary(msgspec.Struct, frozen=True, kw_only=True):
     wrong_reports: int
     last_seen_unix_s: float | None
     conflict: str
+    retrying: bool = False
 
 
 class DevicePage(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,7 +187,6 @@ class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
     malformed_messages: int
     slots: tuple[SlotRow, ...]
     histogram: tuple[Bucket, ...]
-    deadline_s: float | None
     series: tuple[SeriesPoint, ...]
     classes: tuple[ClassCount, ...]
     confidence: tuple[int, ...]
@@ -196,6 +195,7 @@ class DeviceDetail(msgspec.Struct, frozen=True, kw_only=True):
     events: tuple[EventRow, ...]
     feedback: tuple[FeedbackRow, ...]
     updates: tuple[UpdateRow, ...]
+    deadline_s: float | None = None
 
 
 class ReleaseRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ from aid_edge.hub.services import Services
 from aid_edge.hub.store import Store
 from aid_edge.hub.web.routes import mount
 from aid_edge.identity import hub_files, read_api_token
+from device_agent.contract.errors import AidError
 from device_agent.contract.topics import DELIVERY, Channel, subscription
 
 DEFAULT_PORT = 8800
@@ -143,8 +144,14 @@ def _start_services(
             "blob service": blobs.is_alive,
             "director": loop.is_alive,
         }
-        dead = [f"{part} ended" for part, is_alive in alive.items() if not is_alive]
-        return dead if connection.is_up else [*dead, "not connected to the broker"]
+        wrong = [f"{part} ended" for part, is_alive in alive.items() if not is_alive]
+        if not connection.is_up:
+            wrong.append("not connected to the broker")
+        try:
+            catalogue.releases()
+        except AidError as e:
+            wrong.append(f"the catalogue cannot be used: {e}")
+        return wrong
 
     services = Services(
         fleet=home.fleet,

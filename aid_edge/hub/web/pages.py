@@ -24,6 +24,7 @@ from aid_edge.hub.rows import (
     Status,
 )
 from aid_edge.hub.web import charts, texts
+from device_agent.contract.errors import AidError
 from device_agent.contract.names import IDENTIFIER_PATTERN
 
 MAX_TEXT_CHARACTERS = 100
@@ -124,10 +125,16 @@ class Pages:
     def fleet(self, view: FleetView) -> str:
         """Return the fleet page."""
         page = self._queries.devices(view.filter, after=view.after)
-        releases = sorted({f"{r.name}@{r.version}" for r in self._queries.releases()})
+        problem = ""
+        try:
+            releases = sorted({f"{r.name}@{r.version}" for r in self._queries.releases()})
+        except AidError as e:
+            # The catalogue is altered or unreadable: said on the page, and devices are shown.
+            problem, releases = str(e), []
         if view.release and view.release not in releases:
             releases.append(view.release)
-        return self._render("fleet.html", **self._fleet_values(view, page), releases=releases)
+        values = self._fleet_values(view, page)
+        return self._render("fleet.html", **values, releases=releases, problem=problem)
 
     def device(self, device: str) -> str | None:
         """Return the page of ``device``, or None when there is no such device."""

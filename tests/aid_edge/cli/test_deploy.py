@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from aid_edge.cli.main import run
@@ -107,3 +108,16 @@ def test_wrong_token_ends_with_4(hub_home: Home, hub: RunningHub, capsys: Captur
     hub_files(hub_home.hub).token.write_text("wrong\n")
     assert run(["deploy", "digits@1.0.0", "--all"]) == 4
     assert "unauthorized" in capsys.readouterr().err
+
+
+def test_hub_of_another_version_is_said(
+    hub_home: Home, hub: RunningHub, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Newer(msgspec.Struct):
+        something_else: int
+
+    monkeypatch.setattr("aid_edge.hub.client.DevicePage", Newer)
+    assert run(["devices", "list"]) == 1
+    said = capsys.readouterr().err
+    assert "another version" in said
+    assert "Traceback" not in said
