@@ -16,7 +16,7 @@ from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 
 SCHEMA = "aid-edge/inspect/v1"
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _SHOWN_OPERATORS = 20
 
 

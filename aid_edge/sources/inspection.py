@@ -40,8 +40,9 @@ class SourceRequest:
 
     def __post_init__(self) -> None:
         names = [i.name for i in self.inputs]
-        if len(set(names)) != len(names):
-            raise SourceError(f"{self.spec}: two inputs are called {names[0]!r}")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SourceError(f"{self.spec}: two inputs are called {twice!r}")
 
 
 @dataclass(frozen=True)

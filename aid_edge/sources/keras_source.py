@@ -5,6 +5,7 @@ Imported only in worker processes, after ``KERAS_BACKEND`` is set.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ def load(request: SourceRequest) -> Any:
     """
     path = Path(request.spec)
     check_file(path, "Keras model")
+    if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):
+        # Keras says that there is no such file.
+        raise _load_error(path, ValueError("it is no zip archive"))
     try:
         model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as e:  # h5py, zipfile and Keras raise many kinds for a broken file

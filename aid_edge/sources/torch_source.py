@@ -254,15 +254,38 @@ def _call_factory(spec: str) -> torch.nn.Module:
     return module
 
 
+def _import_file(path: Path) -> ModuleType:
+    """Return the module in the file at ``path``, whatever else goes by the same name."""
+    name = path.stem
+    if (known := sys.modules.get(name)) is not None:
+        if getattr(known, "__file__", None) == str(path):
+            return known
+        name = f"{name} of {path.parent}"
+        if name in sys.modules:
+            return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # As an import does: dataclasses and pickles look their module up.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
 def _import_code(where: str, spec: str) -> ModuleType:
     if where.endswith(".py"):
         path = Path(where).resolve()
         check_file(path, "model code")
         # As for a script: what lies beside the file can be imported by it.
-        sys.path.insert(0, str(path.parent))
-        where = path.stem
+        if str(path.parent) not in sys.path:
+            sys.path.insert(0, str(path.parent))
     try:
-        return importlib.import_module(where)
+        return _import_file(path) if where.endswith(".py") else importlib.import_module(where)
     except ModuleNotFoundError as e:
         hint = "Install it, or name the file: path/to/model.py:factory."
         raise SourceError(f"{spec}: there is no module {e.name!r}", hint=hint) from e

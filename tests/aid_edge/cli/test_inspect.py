@@ -54,6 +54,8 @@ def test_errors_have_exit_codes(
 ) -> None:
     assert run(["inspect", str(tmp_path / "missing.onnx")]) == 1
     assert "error [source]" in capsys.readouterr().err
+    assert run(["inspect", str(model), "--model-card", str(tmp_path / "missing.toml")]) == 2
+    assert "missing.toml" in capsys.readouterr().err
     model.write_bytes(model.read_bytes()[:20])
     assert run(["inspect", str(model), "--json"]) == 1
     error = json.loads(capsys.readouterr().err.partition("{")[2].join(["{", ""]))["error"]

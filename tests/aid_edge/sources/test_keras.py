@@ -32,8 +32,9 @@ def test_a_keras_model_is_described(tmp_path: Path, suffix: str) -> None:
     assert model.parameters == 8 * 3 * 9 + 8 + 8 * 5 + 5
 
 
-def test_code_in_a_keras_model_is_not_run(tmp_path: Path) -> None:
-    path = _saved(tmp_path / "m.keras", "lambda")
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_code_in_a_keras_model_is_not_run(tmp_path: Path, suffix: str) -> None:
+    path = _saved(tmp_path / f"m{suffix}", "lambda")
     with pytest.raises(SourceError, match="holds code") as caught:
         open_source(str(path))
     assert "registered layer" in caught.value.hint
@@ -45,6 +46,15 @@ def test_a_truncated_keras_model(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(SourceError, match="is not a whole Keras model"):
         open_source(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_file_that_is_no_keras_model(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"m{suffix}"
+    path.write_text("this is a text file")
+    with pytest.raises(SourceError, match="is not a whole Keras model") as caught:
+        open_source(str(path))
+    assert "not found: filepath" not in str(caught.value)
 
 
 def test_weights_alone_are_no_model(tmp_path: Path) -> None:

@@ -97,6 +97,20 @@ def test_a_factory_in_a_file_and_digests_that_follow_the_weights(
     assert first.digest != second.digest
 
 
+def test_a_file_may_be_called_as_a_module_of_pythons(tmp_path: Path, weights: Path) -> None:
+    for name in ("platform.py", "tiny-net.v2.py"):
+        code = tmp_path / name
+        code.write_text("from tests.support.tiny_nets import tiny\n")
+        model = open_source(f"{code}:tiny", weights=weights, inputs=IMAGE)
+        assert model.parameters > 0
+
+
+def test_the_input_that_is_there_twice_is_named() -> None:
+    one, two = (TensorInfo(name, "FP32", (-1, 4)) for name in ("left", "right"))
+    with pytest.raises(SourceError, match="two inputs are called 'right'"):
+        open_source(FACTORY, inputs=[one, two, two])
+
+
 def test_two_inputs_and_named_outputs() -> None:
     inputs = (*IMAGE, TensorInfo("words", "INT64", (-1, 6)))
     model = open_source("tests.support.tiny_nets:two_in_two_out", inputs=inputs)
