@@ -43,7 +43,7 @@ class Home:
 
     @property
     def metadata(self) -> Path:
-        """TUF metadata files: ``timestamp.json``, and ``N.*.json`` of root, targets and snapshot."""
+        """TUF metadata files: ``timestamp.json``; ``N.*.json`` of root, targets and snapshot."""
         return self.catalogue / "metadata"
 
     @property
