@@ -61,7 +61,10 @@ def inspect(request: SourceRequest) -> Inspection:
     for layer in _layers(model):
         if type(layer).__name__ != "InputLayer":
             count.add(type(layer).__name__, _rank(layer), layer.name)
-    digest = digest_of_files("keras", [Path(request.spec)])
+    backend = keras.backend.backend()
+    # What is made of the model depends on the backend, so outcomes of one never pass for the other.
+    other = (backend.encode(),) if backend != "torch" else ()
+    digest = digest_of_files("keras", [Path(request.spec)], *other)
     outputs = _infos(model.outputs, request.spec)
     if request.output_names:
         if len(request.output_names) != len(outputs):
