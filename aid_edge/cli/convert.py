@@ -45,7 +45,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--jobs", type=click.IntRange(min=1),
     help="Conversions at once; timing always runs alone. [default: 2, or 1 on one core]",
 )  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all random numbers.")
+@click.option(
+    "--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True,
+    help="Of all random numbers.",
+)  # fmt: skip
 @json_option
 @click.pass_obj
 def command(output: Output, /, as_json: bool, **options: Any) -> None:

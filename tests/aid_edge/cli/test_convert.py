@@ -105,6 +105,15 @@ def test_a_real_network_is_converted_and_reported(
     assert not place.exists()
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "x"])
+def test_a_seed_that_no_generator_takes_is_refused_before_any_work(
+    tiny: Path, seed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words(tiny, "--seed", seed)) == EXIT_USAGE
+    assert "--seed" in capsys.readouterr().err
+    assert not (tiny / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
