@@ -32,10 +32,10 @@ format: $(STAMP) ## Format the code and mend what the linter can.
 	$(VENV)/bin/ruff check --fix .
 
 test: $(STAMP) ## The whole suite: real models, broker, agents, browser.
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(STAMP) ## The everyday suite, under five minutes.
-	$(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow and not browser"
+	$(PYTHON) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not browser"
 
 demo: $(STAMP) ## Convert, publish, flash, deploy, predict, roll back; then leave the fleet view open.
 	$(PYTHON) -m examples.demo $(if $(filter 0,$(WAIT)),--no-wait,)

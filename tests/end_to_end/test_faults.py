@@ -18,7 +18,7 @@ import pytest
 from examples.local_fleet import Device, FleetError, LocalFleet, infer
 from tests.end_to_end.conftest import PROFILE, active_manifest, client_of, device_row, publish
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fleet")]
+pytestmark = pytest.mark.slow
 
 Samples = tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]
 

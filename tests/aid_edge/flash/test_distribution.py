@@ -14,7 +14,7 @@ import pytest
 from aid_edge.flash.agent_wheel import build_agent_wheel
 
 ROOT = Path(__file__).parents[3]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("flash")]
+pytestmark = [pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

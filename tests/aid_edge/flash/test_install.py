@@ -22,7 +22,6 @@ NOW = dt.datetime(2026, 11, 23, 7, 30, tzinfo=dt.UTC)
 NOWHERE = "http://127.0.0.1:9"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("flash"),
     pytest.mark.skipif(
         platform.machine() != "x86_64" or sys.version_info[:2] != (3, 11),
         reason="the bundle of generic-x86_64 runs on x86_64 with Python 3.11 only",

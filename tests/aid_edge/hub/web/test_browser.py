@@ -11,7 +11,7 @@ import pytest
 from tests.aid_edge.hub.web.conftest import FLEET_SIZE, Site
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser]
 AXE = Path(__file__).parents[3] / "support" / "axe.min.js"
 
 
