@@ -27,7 +27,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from aid_edge.converter import Arrays
 from aid_edge.errors import ConversionError
 from aid_edge.isolate import progress
-from aid_edge.recipe import StaticInt8
+from aid_edge.recipe import Recipe, StaticInt8
 from converters.onnx_export import matching_nodes, strip
 from converters.onnx_saturation import avoid_saturation
 from device_agent.contract.profile import HardwareProfile
@@ -41,13 +41,19 @@ _TRANSFORMER = frozenset(
 
 
 def quantize(
-    floating: Path, recipe: StaticInt8, calibration: Arrays, profile: HardwareProfile, to: Path
+    floating: Path, whole: Recipe, calibration: Arrays, profile: HardwareProfile, to: Path
 ) -> None:
     """Write the float model at ``floating`` as int8 to ``to``.
 
     Raises:
         ConversionError: The quantizer failed.
     """
+    recipe = whole.quantize
+    if not isinstance(recipe, StaticInt8):
+        raise ConversionError(f"{whole.title} is no static int8")
+    # NNCF draws from the global generators.
+    random.seed(whole.seed)
+    np.random.seed(whole.seed)  # noqa: NPY002
     prepared = to.with_name("prepared.onnx")
     progress(0.6, "prepare for quantization")
     try:
@@ -135,8 +141,6 @@ def _by_nncf(
     )
 
     nncf.set_log_level(40)
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 -- NNCF draws from the global generator
     symmetric = recipe.symmetric_activations
     parameters = AdvancedQuantizationParameters(
         # Per-channel activations of depthwise convolutions are not fused by ONNX Runtime.

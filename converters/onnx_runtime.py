@@ -65,7 +65,7 @@ class OnnxRuntimeConverter:
             return Artifact(final, tools=onnx_export.tools(model))
         if calibration is None:
             raise ConversionError(f"{recipe.title} needs calibration data")
-        onnx_quantize.quantize(floating, recipe.quantize, calibration, profile, final)
+        onnx_quantize.quantize(floating, recipe, calibration, profile, final)
         floating.unlink()
         return Artifact(
             final, tools=onnx_export.tools(model) | onnx_quantize.tools(recipe.quantize)

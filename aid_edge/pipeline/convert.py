@@ -344,6 +344,7 @@ def _write(
             request.out, about, _chosen(chosen, one.target, subject, report)
         )
     with release.output_errors(request.out):
+        request.out.mkdir(parents=True, exist_ok=True)
         write_atomic(request.out / HTML_NAME, page)
         write_atomic(request.out / JSON_NAME, data)
     return ConvertResult(report, request.out, releases)

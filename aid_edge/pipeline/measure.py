@@ -167,7 +167,7 @@ def accuracy_finding(source: Array, candidate: Array, data: DataSet) -> Accuracy
     """
     if data.labels is None:
         raise ConversionError(f"{data.spec} has no labels")
-    paired = accuracy.compare(source, candidate, data.labels)
+    paired = accuracy.compare(source, candidate, data.labels, data.groups)
     return AccuracyFinding(
         n=paired.n,
         source=paired.source,

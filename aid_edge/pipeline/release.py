@@ -84,15 +84,18 @@ class About:
 
 
 def check_writable(out: Path) -> None:
-    """Return if ``out`` can be written, making it if missing; asked before any work.
+    """Return if ``out`` can be written; asked before any work, so nothing is left behind.
 
     Raises:
         OutputError: It cannot.
     """
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     with output_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
             pass
+        for folder in missing:
+            folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -101,7 +104,9 @@ def output_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise OutputError(f"{e.filename or out}: cannot be written: {e.strerror or e}") from e
+        # A copy names its source first; what could not be written is the other name.
+        where = e.filename2 or e.filename or out
+        raise OutputError(f"{where}: cannot be written: {e.strerror or e}") from e
 
 
 def write_release(out: Path, about: About, chosen: Chosen) -> Path:

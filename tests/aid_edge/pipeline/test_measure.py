@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -7,7 +8,15 @@ import numpy as np
 import pytest
 
 from aid_edge.errors import ConversionError
-from aid_edge.pipeline.measure import Host, in_order, latency_source, run_figures, size_figures
+from aid_edge.evaluate.data import DataSet
+from aid_edge.pipeline.measure import (
+    Host,
+    accuracy_finding,
+    in_order,
+    latency_source,
+    run_figures,
+    size_figures,
+)
 from aid_edge.runner import Benchmark
 from device_agent.contract.profile import Cost, HardwareProfile
 from device_agent.contract.tensors import TensorInfo
@@ -69,3 +78,17 @@ def test_outputs_are_matched_by_name_else_by_place() -> None:
     assert in_order(tensors, {"x": one, "y": two}) == [one, two]
     with pytest.raises(ConversionError, match="has 1 outputs; the source has 2"):
         in_order(tensors, {"a": one})
+
+
+def test_crops_of_one_photo_decide_less_than_as_many_photos() -> None:
+    n = 100
+    source = np.eye(2)[np.zeros(n, int)]
+    candidate = source.copy()
+    candidate[:10] = candidate[:10, ::-1]  # the first photo's crops all flip
+    labels = np.zeros(n, np.int64)
+    apart = DataSet("d", {}, labels, None, tuple(map(str, range(n))), None, "", ("",) * n)
+    crops = replace(apart, groups=tuple(str(i // 10) for i in range(n)))
+    loose, tight = (accuracy_finding(source, candidate, d) for d in (crops, apart))
+    assert loose.drop == tight.drop == pytest.approx(0.1)
+    assert loose.drop_high - loose.drop_low > tight.drop_high - tight.drop_low
+    assert loose.detectable_drop > tight.detectable_drop
