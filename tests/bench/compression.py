@@ -14,14 +14,14 @@ def compression(bench: Bench, report_file: Path) -> None:
     """Compare the candidates of the report at ``report_file`` runtime by runtime."""
     report = msgspec.json.decode(report_file.read_bytes(), type=Report)
     for profile in report.profiles:
-        runtimes = dict.fromkeys(c.runtime for c in profile.candidates)
-        for runtime in runtimes:
-            mine = [c for c in profile.candidates if c.runtime == runtime]
-            floats = [c for c in mine if not c.compressed]
-            for small in (c for c in mine if c.compressed):
-                for big in floats:
-                    title = f"{report.source.name}, {profile.id}, {runtime}, {small.recipe_key}"
-                    _compare(bench, title, small, big)
+        for small in (c for c in profile.candidates if c.compressed):
+            big = next(
+                (c for c in profile.candidates if c.runtime == small.runtime and not c.compressed),
+                None,
+            )
+            if big is not None:
+                print(f"\n{report.source.name} for {profile.id}: {small.id} against {big.id}")
+                _compare(bench, f"{small.id}:", small, big)
 
 
 def _compare(bench: Bench, title: str, small: Candidate, big: Candidate) -> None:
@@ -29,31 +29,20 @@ def _compare(bench: Bench, title: str, small: Candidate, big: Candidate) -> None
         other = big.figure(figure.what)
         if other is None or not other.value:
             continue
+        against = "float" if figure.where == "host" else f"float ({figure.where})"
+        if figure.what == "top1" and (found := small.accuracy) is not None:
+            against += (
+                f"; drop from the source {found.drop:+.3f} "
+                f"[{found.drop_low:+.3f}, {found.drop_high:+.3f}], "
+                f"detectable {found.detectable_drop:.3f}"
+            )
         bench.add(
             Figure(
-                f"{title}: {figure.what} ({figure.where})",
+                f"{title} {figure.what}",
                 figure.value,
                 other.value,
                 figure.unit,
-                "float",
+                against,
                 n=figure.n,
             )
         )
-    if small.accuracy is not None:
-        found = small.accuracy
-        bench.add(
-            Figure(
-                f"{title}: top-1",
-                found.candidate,
-                found.source,
-                "share",
-                f"source; drop {found.drop:+.3f} [{found.drop_low:+.3f}, {found.drop_high:+.3f}], "
-                f"detectable {found.detectable_drop:.3f}",
-                n=found.n,
-            )
-        )
-    if small.fidelity is not None and big.fidelity is not None:
-        for what in ("agreement", "cosine", "sqnr_db"):
-            ours, theirs = getattr(small.fidelity, what), getattr(big.fidelity, what)
-            if ours is not None:
-                bench.add(Figure(f"{title}: {what}", ours, theirs, "", "float", n=small.fidelity.n))
