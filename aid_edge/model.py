@@ -13,7 +13,7 @@ from aid_edge.errors import SourceError
 from device_agent.contract.manifest import Identifier, PostprocessStep, PreprocessStep, Version
 from device_agent.contract.tensors import Datatype, TensorInfo
 
-Framework = Literal["torch", "onnx", "keras"]
+Framework = Literal["torch", "torchscript", "onnx", "keras", "tflite"]
 Task = Literal["classification", "other"]
 
 CARD_NAME = "model.toml"

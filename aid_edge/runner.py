@@ -193,9 +193,9 @@ def check(request: ConversionRequest) -> None:
         # The converter itself knows the way out.
         converter.check(request.model, request.profile)
         reasons.append(f"{request.runtime} takes {', '.join(sorted(converter.accepts))} models")
-    if request.recipe.key not in converter.methods:
+    if lacking := request.recipe.needs - converter.methods:
         known = ", ".join(sorted(converter.methods))
-        reasons.append(f"{request.runtime} has no recipe {request.recipe.key}; it has {known}")
+        reasons.append(f"{request.runtime} has no {', '.join(sorted(lacking))}; it has {known}")
     if reasons:
         raise UnsupportedModelError(
             f"{request.model.spec} cannot be converted to {request.runtime}", reasons

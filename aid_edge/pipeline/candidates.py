@@ -44,7 +44,7 @@ def plan(
 
     Args:
         profile: Whose runtimes and numerics decide.
-        methods: For each installed converter, by runtime: the recipe keys it can carry out.
+        methods: For each installed converter, by runtime: its methods, what recipes need.
         only: Runtimes that the user asked for; empty means all that are installed.
         seed: Of the recipes.
 
@@ -80,7 +80,7 @@ def _of_runtime(
         if runtime == "onnx_runtime":
             recipes.append((Recipe(_bias_corrected(int8), seed), True))
     return [
-        Plan(runtime, recipe, fallback) for recipe, fallback in recipes if recipe.key in methods
+        Plan(runtime, recipe, fallback) for recipe, fallback in recipes if recipe.needs <= methods
     ]
 
 

@@ -132,6 +132,135 @@ class PlacementFinding(msgspec.Struct, frozen=True, kw_only=True):
         return self.integer / total if total else 0.0
 
 
+class LayerFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """How one layer of a quantized candidate bears it; worst first.
+
+    Attributes:
+        sqnr_db: Signal to quantization noise of the layer's output against the float artifact.
+        low: Smallest value of the float output seen, and ``high`` the largest.
+        kurtosis: Of the float output (3 is a normal distribution); heavy tails quantize badly.
+        saturated: Share of values at the ends of the integer range.
+        placement: Whether it computes in integers.
+        cause: What most likely makes it bad; empty when nothing does.
+        advice: What to do about it.
+        tried: What the fix did when it was tried; empty when none was.
+    """
+
+    name: str
+    operator: str
+    sqnr_db: float
+    low: float
+    high: float
+    kurtosis: float
+    saturated: float
+    placement: Literal["integer", "float"]
+    cause: str = ""
+    advice: str = ""
+    tried: str = ""
+
+
+class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One epoch of recovery: ``quality`` is agreement with the source, or accuracy."""
+
+    epoch: int
+    seconds: float
+    loss: float
+    quality: float
+
+
+class TrainingFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """What pruning and recovery did to the source model.
+
+    Attributes:
+        quality: What the curve's quality is, such as ``agreement with the source``.
+        best_epoch: The state that was kept; 0 is the one before any training.
+        stopped: Why it ended: ``epochs``, ``minutes`` or ``no-gain``.
+    """
+
+    method: str
+    quality: str
+    points: tuple[CurvePoint, ...]
+    best_epoch: int
+    stopped: str
+    macs_before: int
+    macs_after: int
+    parameters_before: int
+    parameters_after: int
+
+
+class StepFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Time and peak memory of one step; ``cached`` when it was done before."""
+
+    what: str
+    seconds: float
+    peak_bytes: int
+    cached: bool = False
+
+
+class ClassFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Who pays: recall of one class in source and candidate."""
+
+    label: str
+    n: int
+    source: float
+    candidate: float
+
+
+class ConditionFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Quality under one real-life condition, such as blur or bad light.
+
+    Attributes:
+        severity: 1 (mild) to 5.
+        metric: What ``source`` and ``candidate`` are shares of: top-1, or agreement with the
+            source on clean inputs where there are no labels.
+    """
+
+    condition: str
+    severity: int
+    metric: str
+    n: int
+    source: float
+    candidate: float
+
+
+class MetricFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One task metric of source and candidate on the same samples, with its paired interval.
+
+    Attributes:
+        higher_is_better: Else it is an error.
+        drop: How much worse the candidate is, in the metric's unit; negative is better.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    n: int
+    source: float
+    candidate: float
+    drop: float
+    drop_low: float
+    drop_high: float
+    detectable_drop: float | None = None
+
+
+class SearchFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """How candidates were found.
+
+    Attributes:
+        planned: Recipes that were considered.
+        rounds: One line per round of successive halving: what it judged on, who went on.
+        stopped: Why it ended: ``done``, ``time-budget`` or ``interrupted``.
+        seconds: Wall time.
+        resumed: Whether earlier work was taken up.
+    """
+
+    planned: int
+    rounds: tuple[str, ...]
+    stopped: str
+    seconds: float
+    resumed: bool = False
+
+
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Why a candidate is not chosen, or ``chosen``; ``code`` is stable."""
 
@@ -166,6 +295,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     conversion_peak_bytes: int = 0
     tools: dict[str, str] = {}
     outcome: Refusal | None = None
+    metrics: tuple[MetricFinding, ...] = ()
+    layers: tuple[LayerFinding, ...] = ()
+    training: TrainingFinding | None = None
+    steps: tuple[StepFinding, ...] = ()
+    classes: tuple[ClassFinding, ...] = ()
+    conditions: tuple[ConditionFinding, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def figure(self, what: str) -> Measurement | None:
         """Return the measurement of ``what``, or None when it was not made."""
@@ -186,6 +322,8 @@ class ProfileFinding(msgspec.Struct, frozen=True, kw_only=True):
         chosen: Id of the chosen candidate, or None when every one misses a gate.
         verdict: One sentence with figures.
         notes: What the reader must know to weigh the verdict.
+        pareto: Ids of candidates that no other one beats in every respect, cheapest first.
+        why_not_cheaper: What keeps the next cheaper candidate from being chosen, with figures.
     """
 
     id: str
@@ -199,6 +337,9 @@ class ProfileFinding(msgspec.Struct, frozen=True, kw_only=True):
     chosen: str | None
     verdict: str
     notes: tuple[str, ...] = ()
+    pareto: tuple[str, ...] = ()
+    why_not_cheaper: str = ""
+    search: SearchFinding | None = None
 
     def candidate(self, name: str | None) -> Candidate | None:
         """Return the candidate with this id, or None."""

@@ -246,7 +246,7 @@ def describe(planned: Plan) -> Candidate:
         runtime=planned.runtime,
         recipe=planned.recipe.title,
         recipe_key=planned.recipe.key,
-        compressed=planned.recipe.key != "float32",
+        compressed=planned.recipe.is_compressed,
     )
 
 

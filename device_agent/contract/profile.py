@@ -134,6 +134,24 @@ class Numerics(_Table, frozen=True, kw_only=True):
     op_rules: tuple[OpRule, ...] = ()
 
 
+class Accelerator(_Table, frozen=True, kw_only=True):
+    """A neural processor beside the CPU, for which a compiler estimates what it will do.
+
+    Attributes:
+        kind: ``ethos-u`` is estimated by Arm's Vela.
+        config: As the compiler names it, such as ``ethos-u55-128``.
+        system: The compiler's system configuration; empty is its default.
+        memory_mode: The compiler's memory mode; empty is its default.
+        clock_hz: Clock of the accelerator.
+    """
+
+    kind: Literal["ethos-u"]
+    config: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    system: str = ""
+    memory_mode: str = ""
+    clock_hz: Positive
+
+
 class Layout(_Table, frozen=True, kw_only=True):
     """Memory layout that the device prefers; ``channel_multiple`` is what pruning rounds to."""
 
@@ -207,6 +225,7 @@ class HardwareProfile(_Table, frozen=True, kw_only=True):
     shapes: Shapes = Shapes()
     constraints: Constraints
     cost: Cost | None = None
+    accelerator: Accelerator | None = None
 
     def runtime(self, name: str) -> Runtime | None:
         """Return the runtime called ``name``, or None when the device cannot have it."""

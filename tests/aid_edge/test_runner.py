@@ -167,7 +167,7 @@ def test_frameworks_and_recipes_that_a_converter_lacks(
     )
     with pytest.raises(UnsupportedModelError) as caught:
         runner.convert(request)
-    assert caught.value.reasons == ["onnx_runtime has no recipe static-int8; it has float32"]
+    assert caught.value.reasons == ["onnx_runtime has no static-int8; it has float32"]
 
 
 def test_a_folder_in_use_is_left_alone(

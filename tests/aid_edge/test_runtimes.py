@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from aid_edge.errors import ConversionError, UnknownRuntimeError
-from aid_edge.runtimes import Placement, dequantized, open_artifact, quantized
+from aid_edge.runtimes import Placement, open_artifact
+from aid_edge.runtimes.litert import dequantized, quantized
 
 DETAIL = {"quantization": (0.5, -3), "dtype": np.int8}
 

@@ -51,7 +51,7 @@ def _recipes(converter: Converter, profile: HardwareProfile) -> list[Recipe]:
                 )
             )
         )
-    return [recipe for recipe in recipes if recipe.key in converter.methods]
+    return [recipe for recipe in recipes if recipe.needs <= converter.methods]
 
 
 @pytest.mark.parametrize("runtime", registry.available())

@@ -1,0 +1,64 @@
+"""What a loaded artifact is, and where its operators run; the same for every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from device_agent.contract.tensors import TensorInfo
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the operators of an artifact run, as the runtime itself planned them.
+
+    Attributes:
+        integer: Compute operators (convolutions, matrix products) in int8.
+        floating: Compute operators left in float.
+        operators: Every operator type of the planned graph with its count.
+    """
+
+    integer: int
+    floating: int
+    operators: Mapping[str, int]
+
+    @property
+    def integer_share(self) -> float:
+        """Share of compute operators that run in int8, 0 to 1."""
+        total = self.integer + self.floating
+        return self.integer / total if total else 0.0
+
+
+class Session(Protocol):
+    """An artifact that is loaded.
+
+    Attributes:
+        inputs: What it takes; float where it is int8 inside and quantized at the edge.
+        outputs: What it gives.
+    """
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return the outputs for one batch of inputs."""
+
+
+def counted(
+    operators: Mapping[str, int], integer: frozenset[str], floating: frozenset[str]
+) -> Placement:
+    """Return the placement of a planned graph: ``operators`` counts its operator types."""
+    return Placement(
+        sum(n for op, n in operators.items() if op in integer),
+        sum(n for op, n in operators.items() if op in floating),
+        dict(sorted(operators.items())),
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a runtime says, bounded."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
