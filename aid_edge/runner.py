@@ -33,6 +33,7 @@ from aid_edge.outcome import (
 from aid_edge.recipe import Float32, Recipe, StaticInt8
 from aid_edge.runtimes import Placement, Session
 from aid_edge.sources.opening import run_in_worker
+from device_agent.contract.manifest import Measurement
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 
@@ -79,8 +80,14 @@ class ConversionResult:
         runtime_version: Of the runtime that the outcome was checked in.
         seconds: Wall time of the conversion.
         peak_rss_bytes: Of the process that converted.
+        closeness: How close it is to the source; None where the artifact was not run.
         tools: Tool name to version.
         log: Tail of what the tools printed.
+        executed: Whether the artifact was run here. Where it cannot be (``Converter.executes``), its
+            structure and weights were inspected, and reports must say so.
+        extras: Further files in the artifact's folder, by name.
+        figures: What only the converter or the inspection could find.
+        notes: What the reader of the report must know of this artifact.
     """
 
     artifact: Path
@@ -93,11 +100,15 @@ class ConversionResult:
     outputs: tuple[TensorInfo, ...]
     axes: Mapping[str, tuple[int, ...]]
     placement: Placement
-    closeness: Closeness
+    closeness: Closeness | None
     seconds: float
     peak_rss_bytes: int
     tools: Mapping[str, str]
     log: str = ""
+    executed: bool = True
+    extras: Mapping[str, Path] = field(default_factory=dict)
+    figures: tuple[Measurement, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_artifact(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Return inputs in the source's layout and types as the artifact takes them."""
@@ -176,6 +187,9 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
         peak_rss_bytes=made.peak_rss_bytes,
         tools=dict(artifact.tools),
         log=made.log,
+        extras=dict(artifact.extras),
+        figures=tuple(artifact.figures),
+        notes=tuple(artifact.notes),
     )
 
 
@@ -306,11 +320,14 @@ def _make_folder(out: Path) -> None:
 def _inside(made: Artifact, out: Path) -> Artifact:
     if not isinstance(made, Artifact):
         raise ConversionError(f"the converter returned {type(made).__name__}, not an Artifact")
-    path = made.path.resolve()
-    if not path.is_relative_to(out.resolve()):
-        raise ConversionError(f"the converter wrote {path}, outside the folder {out} it was given")
-    if not path.is_file() or path.stat().st_size == 0:
-        raise ConversionError(f"the converter reported {path}, but there is no such file")
+    for file in (made.path, *made.extras.values()):
+        path = file.resolve()
+        if not path.is_relative_to(out.resolve()):
+            raise ConversionError(
+                f"the converter wrote {path}, outside the folder {out} it was given"
+            )
+        if not path.is_file() or path.stat().st_size == 0:
+            raise ConversionError(f"the converter reported {path}, but there is no such file")
     return made
 
 

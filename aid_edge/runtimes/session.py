@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -19,11 +19,14 @@ class Placement:
         integer: Compute operators (convolutions, matrix products) in int8.
         floating: Compute operators left in float.
         operators: Every operator type of the planned graph with its count.
+        slow: Compute operators, type to count, that run on a runtime's reference kernels because
+            its fast ones do not take them: hundreds of times slower. Nobody wants such an artifact.
     """
 
     integer: int
     floating: int
     operators: Mapping[str, int]
+    slow: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def integer_share(self) -> float:
