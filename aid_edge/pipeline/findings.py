@@ -198,12 +198,41 @@ class StepFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClassFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """Who pays: recall of one class in source and candidate."""
+    """Who pays: recall of one class in source and candidate.
+
+    Attributes:
+        drop_low: Lower bound of ``source - candidate``, paired, 95 %.
+        drop_high: Upper bound.
+        p_value: McNemar's exact test, by Holm (1979) for all classes of the candidate.
+    """
 
     label: str
     n: int
     source: float
     candidate: float
+    drop_low: float | None = None
+    drop_high: float | None = None
+    p_value: float | None = None
+
+
+class ConfusionFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell of the confusion matrix that the candidate fills differently from the source.
+
+    Attributes:
+        label: The right class; the source's answer where there are no labels.
+        answer: The class that was answered.
+        n: Samples of ``label``.
+        source: How many of them the source answers so.
+        candidate: How many the candidate does.
+        p_value: McNemar's exact test on the same samples; not adjusted for the number of cells.
+    """
+
+    label: str
+    answer: str
+    n: int
+    source: int
+    candidate: int
+    p_value: float
 
 
 class ConditionFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +242,8 @@ class ConditionFinding(msgspec.Struct, frozen=True, kw_only=True):
         severity: 1 (mild) to 5.
         metric: What ``source`` and ``candidate`` are shares of: top-1, or agreement with the
             source on clean inputs where there are no labels.
+        drop_low: Lower bound of ``source - candidate``, paired, 95 %.
+        drop_high: Upper bound.
     """
 
     condition: str
@@ -221,6 +252,52 @@ class ConditionFinding(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     source: float
     candidate: float
+    drop_low: float | None = None
+    drop_high: float | None = None
+
+
+class PartFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """What one part of an input, such as a word, speaks for; positive: the source's answer."""
+
+    name: str
+    source: float
+    candidate: float
+
+
+class ExplanationFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Why one sample flipped: which parts of it speak for the one answer and for the other.
+
+    Both models saw the same inputs with the same parts hidden. All evidence is the change of the
+    margin (log-odds of the source's answer over the candidate's) when a part is hidden.
+
+    Attributes:
+        method: How parts were hidden, and what stood in their place.
+        evaluations: Inputs that each model was run on.
+        source_margin: Of the whole input; positive.
+        candidate_margin: Likewise; zero or negative.
+        correlation: Spearman's, of the evidence in source and candidate; None when it has none.
+        summary: What it says, in a sentence.
+        parts: The strongest, by the size of their change; empty for images.
+        picture: The input as a data URI; empty when it cannot be shown.
+        source_map: Evidence as a data URI of a small transparent PNG, to be laid on ``picture``.
+        candidate_map: Likewise.
+    """
+
+    sample: str
+    kind: Literal["image", "series", "tokens", "table"]
+    label: str
+    source_answer: str
+    candidate_answer: str
+    method: str
+    evaluations: int
+    source_margin: float
+    candidate_margin: float
+    correlation: float | None
+    summary: str
+    parts: tuple[PartFinding, ...] = ()
+    picture: str = ""
+    source_map: str = ""
+    candidate_map: str = ""
 
 
 class MetricFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +353,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         compressed: Whether the recipe changes the numbers; float candidates are the baseline.
         digest: Of the artifact; empty when there is none.
         outcome: ``chosen``, or why not.
+        executed: Whether the artifact was run on this host; where not, it was inspected only.
     """
 
     id: str
@@ -301,6 +379,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepFinding, ...] = ()
     classes: tuple[ClassFinding, ...] = ()
     conditions: tuple[ConditionFinding, ...] = ()
+    confusion: tuple[ConfusionFinding, ...] = ()
+    explanations: tuple[ExplanationFinding, ...] = ()
+    executed: bool = True
     notes: tuple[str, ...] = ()
 
     def figure(self, what: str) -> Measurement | None:
@@ -347,7 +428,11 @@ class ProfileFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """One data set that was used: where from, how many, which bytes."""
+    """One data set that was used: where from, how many, which bytes.
+
+    Attributes:
+        random: Made up, not real: figures and releases that rest on it are marked.
+    """
 
     role: Literal["calibration", "evaluation", "fidelity"]
     spec: str
@@ -355,6 +440,7 @@ class DataFinding(msgspec.Struct, frozen=True, kw_only=True):
     units: int
     labelled: bool
     digest: str
+    random: bool = False
 
 
 class SourceFinding(msgspec.Struct, frozen=True, kw_only=True):
