@@ -25,7 +25,7 @@ def test_profile_is_loaded_by_id(name: str) -> None:
     profile, digest = profiles.load_profile(name)
     assert profile.id == name
     assert len(digest) == len("sha256:") + 64
-    assert {r.name for r in profile.runtimes} == {"onnx_runtime", "litert"}
+    assert {r.name for r in profile.runtimes} >= {"onnx_runtime", "litert"}
 
 
 def test_activations_fit_the_kernels_of_the_architecture() -> None:
