@@ -129,6 +129,32 @@ class Crew:
 _crew: contextvars.ContextVar[Crew | None] = contextvars.ContextVar("crew", default=None)
 
 
+class Meter:
+    """What the worker processes that are started inside ``with meter`` took, one after the other.
+
+    Attributes:
+        seconds: Wall time of all of them.
+        peak_rss_bytes: Of the largest.
+    """
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self.seconds = 0.0
+        self.peak_rss_bytes = 0
+
+    def __enter__(self) -> Self:
+        """Meter every worker process from now on; an outer meter does not see them."""
+        self._token = _meter.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to the outer one."""
+        _meter.reset(self._token)
+
+
+_meter: contextvars.ContextVar[Meter | None] = contextvars.ContextVar("meter", default=None)
+
+
 def run(
     function: Callable[P, T],
     *args: P.args,
@@ -175,11 +201,15 @@ def run_with(
             raise _died(step, process.returncode, watch, _tail(log)) from None
         tail = _tail(log)
     if kind == "error":
-        raise _rebuilt(value, tail)
+        raise rebuilt(value, tail)
     if kind == "crash":
         raise StepCrashedError(f"{step}: {value}", cause=_last_lines(tail))
     result, peak_rss_bytes = value
-    return StepOutcome(result, time.monotonic() - started, peak_rss_bytes, tail)
+    seconds = time.monotonic() - started
+    if (meter := _meter.get()) is not None:
+        meter.seconds += seconds
+        meter.peak_rss_bytes = max(meter.peak_rss_bytes, peak_rss_bytes)
+    return StepOutcome(result, seconds, peak_rss_bytes, tail)
 
 
 def progress(share: float, text: str) -> None:
@@ -372,13 +402,14 @@ def _read(stream: IO[bytes]) -> Any:
     return pickle.loads(data)  # noqa: S301
 
 
-def _taken_apart(error: AidError) -> tuple[str, str, str, dict[str, Any]]:
+def taken_apart(error: AidError) -> tuple[str, str, str, dict[str, Any]]:
     """Return an error as plain values: our errors have constructors that pickle cannot call."""
     fields = {k: v for k, v in vars(error).items() if not k.startswith("__")}
     return type(error).__module__, type(error).__qualname__, str(error), fields
 
 
-def _rebuilt(parts: tuple[str, str, str, dict[str, Any]], tail: str) -> AidError:
+def rebuilt(parts: tuple[str, str, str, dict[str, Any]], tail: str = "") -> AidError:
+    """Return the error that :func:`taken_apart` took apart, in another process perhaps."""
     module, name, message, fields = parts
     kind: type[AidError] = getattr(importlib.import_module(module), name)
     error = kind.__new__(kind, message)
@@ -416,7 +447,7 @@ def child_main() -> None:
         value = function(*args, **kwargs)  # type: ignore[operator]
     except AidError as e:
         traceback.print_exc()
-        _send(results, ("error", _taken_apart(e)))
+        _send(results, ("error", taken_apart(e)))
     except BaseException as e:  # noqa: BLE001 -- the seam: whatever it is, the parent must hear it
         traceback.print_exc()
         _send(results, ("crash", f"raised {type(e).__name__}: {str(e).strip()[:500]}"))

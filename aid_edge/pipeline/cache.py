@@ -7,18 +7,23 @@
       ...              what the step made
 
 A folder is written beside its place and renamed into it, so it is whole or not there. An entry
-whose files do not match their digests is removed and made again.
+whose files do not match their digests is removed and made again. What a killed run left half made
+is removed by the next one, and entries that were not used for longest go when all of them take
+more than ``limit_bytes``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -32,9 +37,19 @@ ENVIRONMENT = "XDG_CACHE_HOME"
 TOOLS = (
     "torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "nncf", "torchao", "litert-torch",
     "ai-edge-litert", "ai-edge-quantizer", "keras", "h5py", "safetensors", "numpy", "pillow",
-    "tensorflow", "tf2onnx",
+    "tensorflow", "tf2onnx", "openvino", "executorch", "coremltools", "torch-pruning", "onnx2tf",
 )  # fmt: skip
 """Distributions whose version is part of every key."""
+
+LIMIT_ENVIRONMENT = "AID_EDGE_CACHE_BYTES"
+DEFAULT_LIMIT_BYTES = 32 * 10**9
+RECENT_S = 3600.0
+"""Entries that were used within this time stay: another run may be about to read them."""
+
+ABANDONED_S = 2 * 86400.0
+"""A half-made entry of another machine is taken for abandoned after this time."""
+
+_UNFINISHED = ".new-"
 
 
 class CacheError(HostError):
@@ -52,6 +67,20 @@ def default_root() -> Path:
     """Return where steps are kept when ``--cache`` names no place."""
     base = os.environ.get(ENVIRONMENT) or str(Path.home() / ".cache")
     return Path(base) / "aid-edge" / "steps"
+
+
+def default_limit() -> int:
+    """Return how many bytes all entries may take together: ``AID_EDGE_CACHE_BYTES``, or 32 GB.
+
+    Raises:
+        CacheError: The variable holds no number of bytes.
+    """
+    text = os.environ.get(LIMIT_ENVIRONMENT, str(DEFAULT_LIMIT_BYTES))
+    if not text.isdecimal():
+        raise CacheError(
+            f"{LIMIT_ENVIRONMENT}: is {text!r}", hint="Give a number of bytes, such as 32000000000."
+        )
+    return int(text)
 
 
 def tool_versions() -> dict[str, str]:
@@ -94,10 +123,15 @@ class Cache:
             root.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=root):
                 pass
+            self._clear_unfinished()
         except OSError as e:
             raise CacheError(
                 f"{root}: cannot be used as cache: {e.strerror}", hint="Name another with --cache."
             ) from e
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
+        """Travel to other processes as the folder alone."""
+        return Cache, (self.root,)
 
     def get(
         self, step: str, parts: Mapping[str, str], make: Callable[[Path], None]
@@ -119,8 +153,35 @@ class Cache:
         # Who comes second in this process waits; another process is met at the rename.
         with mine:
             if _is_whole(place):
+                _mark_used(place)
                 return place, True
             return self._make(place, parts, make)
+
+    def trim(self, limit_bytes: int) -> int:
+        """Remove what was not used for longest until ``limit_bytes`` suffice; return what went.
+
+        Entries that were used within the last hour stay, whatever they take.
+        """
+        found = []
+        for entry in self.root.glob(f"*/*/*/{ENTRY}"):
+            try:
+                size = sum(p.stat().st_size for p in entry.parent.rglob("*") if p.is_file())
+                found.append((entry.stat().st_mtime, size, entry.parent))
+            except FileNotFoundError:
+                continue  # another run removed it
+        total, removed = sum(size for _, size, _ in found), 0
+        for used, size, folder in sorted(found):
+            if total - removed <= limit_bytes or used > time.time() - RECENT_S:
+                break
+            shutil.rmtree(folder, ignore_errors=True)
+            removed += size
+        return removed
+
+    def _clear_unfinished(self) -> None:
+        """Remove what runs left that were killed while they made an entry."""
+        for folder in self.root.glob(f"*/*/{_UNFINISHED}*"):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _make(
         self, place: Path, parts: Mapping[str, str], make: Callable[[Path], None]
@@ -130,7 +191,7 @@ class Cache:
             # Cleared first: a damaged entry must not stand in the way of the rename.
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
+            temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=_unfinished_prefix()))
             make(temporary)
             _seal(temporary, parts)
             temporary.rename(place)
@@ -147,6 +208,36 @@ class Cache:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
         return place, False
+
+
+def _unfinished_prefix() -> str:
+    return f"{_UNFINISHED}{socket.gethostname()}-{os.getpid()}-"
+
+
+def _is_abandoned(folder: Path) -> bool:
+    host, _, rest = folder.name.removeprefix(_UNFINISHED).rpartition("-")[0].rpartition("-")
+    if host == socket.gethostname() and rest.isdecimal():
+        return not _is_alive(int(rest))
+    try:
+        return time.time() - folder.stat().st_mtime > ABANDONED_S
+    except FileNotFoundError:
+        return False
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _mark_used(folder: Path) -> None:
+    # A cache that may only be read serves as well, but does not know what is old.
+    with contextlib.suppress(OSError):
+        os.utime(folder / ENTRY)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -45,12 +45,12 @@ def pick(
     ordered = np.sort(scores, axis=1)
     margins = ordered[:, -1] - ordered[:, -2] if scores.shape[1] > 1 else np.zeros(n)
     by_margin = [int(i) for i in np.argsort(-margins, kind="stable")]
-    answers = top1(outputs[0])
-    first_of_class = [
-        i for place, i in enumerate(by_margin) if answers[i] not in answers[by_margin[:place]]
-    ]
-    rest = [i for i in by_margin if i not in set(first_of_class)]
-    return sorted((first_of_class + rest)[:wanted])
+    clearest: dict[int, int] = {}
+    for i, answer in zip(by_margin, top1(outputs[0])[by_margin], strict=True):
+        clearest.setdefault(int(answer), i)
+    first_of_class = list(clearest.values())
+    taken = set(first_of_class)
+    return sorted((first_of_class + [i for i in by_margin if i not in taken])[:wanted])
 
 
 def judged_by(vectors: int, *, compressed: bool) -> Golden:
