@@ -91,7 +91,7 @@ def test_data_that_want_to_run_something_are_refused() -> None:
         def __reduce__(self):
             return (print, ("ran",))
 
-    with pytest.raises(archives.FetchError, match="want to run builtins.print"):
+    with pytest.raises(archives.FetchError, match=r"want to run builtins\.print"):
         sensors._ArraysOnly(io.BytesIO(pickle.dumps(Evil()))).load()
 
 
