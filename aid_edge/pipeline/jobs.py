@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import os
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from threading import Lock
@@ -31,14 +32,42 @@ def run_all(work: Sequence[Callable[[], T]], jobs: int) -> list[T]:
     """
     if jobs == 1 or len(work) == 1:
         return [piece() for piece in work]
+    done = _run(work, jobs, None)
+    return [outcome for outcome in done if not isinstance(outcome, _Cut)]
+
+
+def run_until(
+    work: Sequence[Callable[[], T]], jobs: int, deadline_s: float | None
+) -> list[T | None]:
+    """Return the outcomes of ``work`` in its order; None for what was not done in time.
+
+    What runs at the deadline is ended with its worker processes and leaves nothing behind.
+
+    Args:
+        work: Pieces, none of which returns None.
+        jobs: How many run at a time.
+        deadline_s: As ``time.monotonic`` counts; None means there is no hurry.
+    """
+    if deadline_s is None:
+        return list(run_all(work, jobs))
+    done = _run(work, jobs, deadline_s)
+    return [None if isinstance(outcome, _Cut) else outcome for outcome in done]
+
+
+class _Cut:
+    """Stands for the outcome of a piece of work that was not done in time."""
+
+
+def _run(work: Sequence[Callable[[], T]], jobs: int, deadline_s: float | None) -> list[T | _Cut]:
     crew = isolate.Crew()
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="job") as pool, crew:
         # Each in a context of its own: one cannot be entered by two threads.
         futures: list[Future[T]] = [
             pool.submit(contextvars.copy_context().run, piece) for piece in work
         ]
+        left = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            done, running = wait(futures, left, FIRST_EXCEPTION)
             for future in futures:
                 if future in done:
                     future.result()
@@ -47,7 +76,18 @@ def run_all(work: Sequence[Callable[[], T]], jobs: int) -> list[T]:
                 future.cancel()
             crew.stop()
             raise
-    return [future.result() for future in futures]
+        if running:
+            for future in running:
+                future.cancel()
+            crew.stop()
+    return [_outcome(future) for future in futures]
+
+
+def _outcome(future: Future[T]) -> T | _Cut:
+    try:
+        return _Cut() if future.cancelled() else future.result()
+    except isolate.StoppedError:
+        return _Cut()
 
 
 def one_at_a_time(on_progress: Progress) -> Progress:
