@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+
 from examples.archives import Package, download, extract, read_member
 from examples.photos import (
     CALIBRATION_PHOTOS,
     FIDELITY_PHOTOS,
     FOOLBOX,
     crop_photos,
+    crops,
     labelled_photos,
 )
 
@@ -95,6 +98,7 @@ order = "NHWC"
 type = "top-k"
 k = 3
 """
+CIFAR_10_PIXELS, CIFAR_10_CROPS = 32, 24
 CIFAR_10_WORDS = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
@@ -128,3 +132,8 @@ def cifar_10(folder: Path, archives: Path) -> None:
     (folder / "labels.txt").write_text("\n".join(CIFAR_10_WORDS) + "\n")
     (folder / "model.toml").write_text(CIFAR_10_CARD)
     labelled_photos(download(FOOLBOX, archives), "cifar10", folder / "evaluation")
+    for name, photos in (("calibration", CALIBRATION_PHOTOS), ("fidelity", FIDELITY_PHOTOS)):
+        found = list(crops(photos, CIFAR_10_CROPS, CIFAR_10_PIXELS))
+        pixels = np.stack([np.asarray(crop, np.float32) for *_, crop in found])
+        groups = np.array([photo for photo, *_ in found])
+        np.savez(folder / f"{name}.npz", conv2d_input=pixels, groups=groups)
