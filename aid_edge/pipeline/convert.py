@@ -18,7 +18,7 @@ from aid_edge.evaluate.data import DataSet, load, refuse_overlap, shared_groups
 from aid_edge.model import SourceModel
 from aid_edge.pipeline import release
 from aid_edge.pipeline.cache import Cache, default_root, tool_versions
-from aid_edge.pipeline.candidates import Plan, plan
+from aid_edge.pipeline.search.space import Plan, plan
 from aid_edge.pipeline.findings import (
     QUALITY_GATES,
     Candidate,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from aid_edge import isolate
 from aid_edge.errors import HostError, MissingDependencyError, UsageError
@@ -42,7 +42,7 @@ class ExecutorError(HostError):
 class Executor(Protocol):
     """Runs pieces of work; inside ``with`` only."""
 
-    def __enter__(self) -> Executor:
+    def __enter__(self) -> Self:
         """Connect, where there is something to connect to.
 
         Raises:
@@ -64,7 +64,7 @@ class LocalExecutor:
 
     jobs: int
 
-    def __enter__(self) -> LocalExecutor:
+    def __enter__(self) -> Self:
         """Nothing is to be done."""
         return self
 
@@ -94,7 +94,7 @@ class ClusterExecutor:
         self._open = contextlib.ExitStack()
         self._workers = 0
 
-    def __enter__(self) -> ClusterExecutor:
+    def __enter__(self) -> Self:
         """Connect and look whether all workers see the cache and have the same tools."""
         with contextlib.ExitStack() as opening:
             connect = _dask if self.kind == "dask" else _ray

@@ -20,7 +20,7 @@ from aid_edge.errors import (
 )
 from aid_edge.evaluate.data import DataSet
 from aid_edge.model import SourceModel
-from aid_edge.pipeline.candidates import Plan
+from aid_edge.pipeline.search.space import Plan
 from aid_edge.pipeline.findings import Candidate, Flip, PlacementFinding, Refusal
 from aid_edge.pipeline.flips import MAX_FLIPS, find_flips
 from aid_edge.pipeline.jobs import run_all

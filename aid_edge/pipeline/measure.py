@@ -16,7 +16,7 @@ from aid_edge.errors import ConversionError
 from aid_edge.evaluate import accuracy, fidelity
 from aid_edge.evaluate.data import DataSet
 from aid_edge.evaluate.statistics import CONFIDENCE, quantile_interval
-from aid_edge.pipeline.candidates import VNNI
+from aid_edge.pipeline.search.space import VNNI
 from aid_edge.pipeline.findings import AccuracyFinding, FidelityFinding
 from aid_edge.runner import Benchmark
 from device_agent.contract.manifest import Measurement

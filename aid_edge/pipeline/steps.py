@@ -19,7 +19,7 @@ from aid_edge.evaluate.data import DataSet
 from aid_edge.model import SourceModel
 from aid_edge.outcome import Closeness
 from aid_edge.pipeline.cache import Cache, source_version
-from aid_edge.pipeline.candidates import Plan
+from aid_edge.pipeline.search.space import Plan
 from aid_edge.recipe import Recipe
 from aid_edge.runner import Benchmark, ConversionRequest, ConversionResult
 from aid_edge.runtimes import Placement

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from aid_edge.errors import UnsupportedModelError, UsageError
-from aid_edge.pipeline.candidates import plan
+from aid_edge.pipeline.search.space import Wishes, plan
 from aid_edge.profiles import load_profile
 from aid_edge.recipe import StaticInt8
 from device_agent.contract.profile import HardwareProfile
@@ -57,9 +57,9 @@ def test_a_float_only_profile_gets_no_int8(profile: HardwareProfile) -> None:
 
 
 def test_only_some_runtimes_may_be_asked_for(profile: HardwareProfile) -> None:
-    assert {p.runtime for p in plan(profile, METHODS, only=["litert"])} == {"litert"}
+    assert {p.runtime for p in plan(profile, METHODS, Wishes(only=("litert",)))} == {"litert"}
     with pytest.raises(UsageError, match="has no runtime 'openvino'") as caught:
-        plan(profile, METHODS, only=["openvino"])
+        plan(profile, METHODS, Wishes(only=("openvino",)))
     assert "onnx_runtime" in caught.value.hint
 
 
@@ -70,4 +70,4 @@ def test_a_profile_without_any_converter_is_refused(profile: HardwareProfile) ->
 
 
 def test_the_seed_is_part_of_every_recipe(profile: HardwareProfile) -> None:
-    assert {p.recipe.seed for p in plan(profile, METHODS, seed=7)} == {7}
+    assert {p.recipe.seed for p in plan(profile, METHODS, Wishes(seed=7))} == {7}
