@@ -18,7 +18,7 @@ from aid_edge.evaluate.data import DataSet, load, refuse_overlap, shared_groups
 from aid_edge.model import SourceModel
 from aid_edge.pipeline import release
 from aid_edge.pipeline.cache import Cache, default_root, tool_versions
-from aid_edge.pipeline.search.space import Plan, plan
+from aid_edge.pipeline.search.space import Plan, Wishes, plan
 from aid_edge.pipeline.findings import (
     QUALITY_GATES,
     Candidate,
@@ -176,7 +176,7 @@ def _plan(
     methods = {name: converter.methods for name, converter in converters.items()}
     planned = []
     for target in request.targets:
-        plans = plan(target[0], methods, only=request.runtimes, seed=request.seed)
+        plans = plan(target[0], methods, Wishes(only=request.runtimes, seed=request.seed))
         refusals: dict[str, UnsupportedModelError] = {}
         for runtime in dict.fromkeys(p.runtime for p in plans):
             try:
