@@ -6,7 +6,7 @@ import gc
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from aid_edge.outcome import (
     check_finite,
     check_same,
     compare,
+    is_whole,
     to_artifact,
 )
 from aid_edge.recipe import Float32, Recipe, StaticInt8
@@ -83,8 +84,8 @@ class ConversionResult:
         closeness: How close it is to the source; None where the artifact was not run.
         tools: Tool name to version.
         log: Tail of what the tools printed.
-        executed: Whether the artifact was run here. Where it cannot be (``Converter.executes``), its
-            structure and weights were inspected, and reports must say so.
+        executed: Whether the artifact was run here. Where it cannot be (``Converter.executes``),
+            its structure and weights were inspected, and reports must say so.
         extras: Further files in the artifact's folder, by name.
         figures: What only the converter or the inspection could find.
         notes: What the reader of the report must know of this artifact.
@@ -216,14 +217,16 @@ def check(request: ConversionRequest) -> None:
         )
     converter.check(request.model, request.profile)
     runtimes.version(request.runtime)
-    check_arrays(request.samples, request.model.inputs, "samples")
+    batched = request.model.batched
+    check_arrays(request.samples, request.model.inputs, "samples", batched=batched)
     if request.recipe.needs_calibration:
         if request.calibration is None:
             raise DataError(
                 f"{request.recipe.title} needs calibration data",
                 hint="Give real, unlabelled inputs with --calibration.",
             )
-        check_arrays(request.calibration, request.model.inputs, "calibration data")
+        what = "calibration data"
+        check_arrays(request.calibration, request.model.inputs, what, batched=batched)
 
 
 def predict(
@@ -269,7 +272,7 @@ def source_outputs(
         SourceError: The model cannot be run.
         StepCrashedError: The process died, or ran out of memory or time.
     """
-    check_arrays(inputs, model.inputs, "inputs")
+    check_arrays(inputs, model.inputs, "inputs", batched=model.batched)
     return isolate.run_with(
         limits or Limits(), on_progress, _source_in_worker, model, dict(inputs), batch
     ).value
@@ -375,7 +378,8 @@ def _check_in_worker(made: Artifact, runtime: str, samples: Arrays, *, saturates
     outputs = _run(session, inputs, 1)
     check_finite(outputs, "the artifact")
     tried = [1]
-    if all(info.shape and info.shape[0] == -1 for info in session.inputs):
+    whole = is_whole(samples, session.inputs)
+    if not whole and all(info.shape and info.shape[0] == -1 for info in session.inputs):
         for batch in _BATCHES:
             tried.append(batch)
             check_same(outputs, _run(session, inputs, batch), f"in batches of {batch}")
@@ -394,35 +398,63 @@ def _predict_in_worker(
 ) -> dict[str, NDArray[Any]]:
     threads, batch = how
     session = runtimes.open_artifact(artifact, runtime, threads=threads, exact=True)
-    check_arrays(inputs, session.inputs, "inputs")
+    whole = is_whole(inputs, session.inputs)
+    check_arrays(inputs, session.inputs, "inputs", batched=not whole)
     return _run(session, inputs, batch)
 
 
 def _source_in_worker(model: SourceModel, inputs: Arrays, batch: int) -> dict[str, NDArray[Any]]:
     count = len(next(iter(inputs.values())))
-    fixed = model.inputs[0].shape[0]
-    slices = list(_slices(count, batch if fixed == -1 else fixed))
-    parts: list[list[NDArray[Any]]] = []
+    fixed = model.inputs[0].shape[0] if model.batched else 1
+    picks: list[slice | int] = list(_slices(count, batch if fixed == -1 else fixed))
+    if not model.batched:
+        picks = list(range(count))
+    parts: list[dict[str, NDArray[Any]]] = []
     feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
-    for done, outputs in enumerate(run_in_worker(model, feeds, slices), start=1):
-        parts.append(outputs)
-        isolate.progress(done / len(slices), "run the source model")
     names = [info.name for info in model.outputs]
-    return {
-        name: np.concatenate([part[i] for part in parts])[:count] for i, name in enumerate(names)
-    }
+    for done, outputs in enumerate(run_in_worker(model, feeds, picks), start=1):
+        parts.append(dict(zip(names, outputs, strict=True)))
+        isolate.progress(done / len(picks), "run the source model")
+    return _joined(parts, count, whole=not model.batched)
 
 
 def _run(session: Session, inputs: Arrays, batch: int) -> dict[str, NDArray[Any]]:
     count = len(next(iter(inputs.values())))
-    fixed = session.inputs[0].shape[0] if session.inputs[0].shape else -1
+    whole = is_whole(inputs, session.inputs)
+    fixed = 1 if whole else session.inputs[0].shape[0]
     feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
-    slices = list(_slices(count, batch if fixed == -1 else fixed))
+    picks: list[slice | int] = list(_slices(count, batch if fixed == -1 else fixed))
+    if whole:
+        picks = list(range(count))
     parts = []
-    for done, part in enumerate(slices, start=1):
-        parts.append(session.run({name: array[part] for name, array in feeds.items()}))
-        isolate.progress(done / len(slices), "infer")
-    return {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+    for done, pick in enumerate(picks, start=1):
+        feed = {name: np.asarray(array[pick]) for name, array in feeds.items()}
+        parts.append(session.run(feed))
+        isolate.progress(done / len(picks), "infer")
+    return _joined(parts, count, whole=whole)
+
+
+def _joined(
+    parts: Sequence[Mapping[str, NDArray[Any]]], count: int, *, whole: bool
+) -> dict[str, NDArray[Any]]:
+    """Return the outputs of all runs as samples [n, ...].
+
+    Raises:
+        ConversionError: Runs differ in the shape of an output, which then cannot be compared.
+    """
+    found = {}
+    for name in parts[0]:
+        arrays = [np.asarray(part[name]) for part in parts]
+        sizes = {array.shape if whole else array.shape[1:] for array in arrays}
+        if len(sizes) > 1 or not (whole or arrays[0].ndim):
+            shapes = ", ".join(str(list(size)) for size in sorted(sizes)[:3])
+            raise ConversionError(
+                f"output {name} has another shape from one input to the next: {shapes}",
+                hint="Give the inputs fixed sizes with --input NAME=SHAPE, or cut the model "
+                "before the operator whose output depends on values.",
+            )
+        found[name] = np.stack(arrays) if whole else np.concatenate(arrays)[:count]
+    return found
 
 
 def _slices(count: int, batch: int) -> Iterator[slice]:
@@ -444,12 +476,15 @@ def _benchmark_in_worker(
     started = time.perf_counter()
     session = runtimes.open_artifact(artifact, runtime, threads=threads)
     load_s = time.perf_counter() - started
-    count = check_arrays(inputs, session.inputs, "inputs")
-    fixed = max(session.inputs[0].shape[0], 1)
+    whole = is_whole(inputs, session.inputs)
+    count = check_arrays(inputs, session.inputs, "inputs", batched=not whole)
+    fixed = 1 if whole else max(session.inputs[0].shape[0], 1)
     feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
-    batches = [
-        {n: np.ascontiguousarray(a[s]) for n, a in feeds.items()} for s in _slices(count, fixed)
-    ]
+    picks: list[slice | int] = list(_slices(count, fixed))
+    if whole:
+        picks = list(range(count))
+    # A scalar must stay an array: ascontiguousarray would make it one of rank 1.
+    batches = [{n: np.array(a[pick], order="C") for n, a in feeds.items()} for pick in picks]
     latencies = []
     gc.disable()
     for number in range(warmup + runs):

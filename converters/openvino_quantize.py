@@ -1,0 +1,178 @@
+"""NNCF on OpenVINO models. Heavy: imported in worker processes only."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import nncf
+import numpy as np
+from nncf.quantization.advanced_parameters import (
+    AdvancedQuantizationParameters,
+    AdvancedSmoothQuantParameters,
+    OverflowFix,
+    QuantizationParameters,
+)
+from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
+from numpy.typing import NDArray
+
+from aid_edge.converter import Arrays
+from aid_edge.errors import ConversionError, UnsupportedModelError
+from aid_edge.isolate import progress
+from aid_edge.recipe import Float16, Float32, Recipe, StaticInt8, WeightOnly
+from aid_edge.samples import Samples
+from aid_edge.sources.operators import applies
+from device_agent.contract.profile import HardwareProfile
+
+_READ_SAMPLES = 16
+_NO_SMOOTHING = -1.0
+# OpenVINO's name of an operator to ONNX' one, for rules that name it so.
+_ONNX_NAMES = {
+    "Convolution": "Conv", "GroupConvolution": "Conv", "ConvolutionBackpropData": "ConvTranspose",
+    "GroupConvolutionBackpropData": "ConvTranspose", "LSTMSequence": "LSTM", "LSTMCell": "LSTM",
+    "GRUSequence": "GRU", "GRUCell": "GRU", "RNNSequence": "RNN", "SoftMax": "Softmax",
+    "Softmax": "Softmax", "Multiply": "Mul", "Subtract": "Sub", "Divide": "Div",
+    "MVN": "LayerNormalization", "ReduceMean": "ReduceMean", "Interpolate": "Resize",
+}  # fmt: skip
+
+
+class _Calibration:
+    """Samples one by one, read from disk again on each round: NNCF makes several."""
+
+    def __init__(self, inputs: Arrays, count: int) -> None:
+        self._inputs, self._count = inputs, count
+
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        if isinstance(self._inputs, Samples):
+            for batch in self._inputs.first(self._count).batches(_READ_SAMPLES):
+                yield from _singly(batch, len(next(iter(batch.values()))))
+        else:
+            yield from _singly(self._inputs, self._count)
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def apply(
+    model: Any, recipe: Recipe, calibration: Arrays | None, profile: HardwareProfile
+) -> tuple[Any, tuple[str, ...]]:
+    """Return ``model`` quantized as ``recipe`` asks, and what is to be said about it.
+
+    Raises:
+        ConversionError: NNCF failed, or the recipe cannot be carried out.
+        UnsupportedModelError: The recipe makes no sense for this model.
+    """
+    # NNCF draws from the global generators.
+    random.seed(recipe.seed)
+    np.random.seed(recipe.seed)  # noqa: NPY002
+    nncf.set_log_level(40)
+    how = recipe.quantize
+    if isinstance(how, Float32 | Float16):
+        return model, ()
+    progress(0.6, "quantize")
+    try:
+        if isinstance(how, WeightOnly):
+            return _weights_only(model, how), _weights_only_notes(how)
+        if isinstance(how, StaticInt8):
+            if calibration is None:
+                raise ConversionError(f"{recipe.title} needs calibration data")
+            return _static(model, how, calibration, profile), ()
+    except (ConversionError, UnsupportedModelError):
+        raise
+    except Exception as e:  # NNCF raises whatever its many parts raise
+        raise ConversionError(f"quantizing with NNCF failed: {e}") from e
+    raise ConversionError(f"OpenVINO has no {recipe.title}")
+
+
+def tools(recipe: Recipe) -> dict[str, str]:
+    """Return the versions of what carries ``recipe`` out, the exporter left out."""
+    names = ["openvino"]
+    if not isinstance(recipe.quantize, Float32 | Float16):
+        names.append("nncf")
+    return {name: metadata.version(name) for name in names}
+
+
+def has_attention(model: Any) -> bool:
+    """Return whether the OpenVINO ``model`` attends: a softmax over matrix products."""
+    kinds = {op.get_type_name() for op in model.get_ops()}
+    return "ScaledDotProductAttention" in kinds or {"Softmax", "MatMul", "MVN"} <= kinds
+
+
+def _weights_only(model: Any, how: WeightOnly) -> Any:
+    mode = {
+        8: nncf.CompressWeightsMode.INT8_SYM,
+        4: nncf.CompressWeightsMode.INT4_SYM,
+    }[how.bits]
+    if how.bits == 8:
+        return nncf.compress_weights(model, mode=mode)
+    return nncf.compress_weights(model, mode=mode, ratio=1.0, group_size=how.group or -1)
+
+
+def _weights_only_notes(how: WeightOnly) -> tuple[str, ...]:
+    if how.bits == 4:
+        return ("4 bits in linear layers only; convolutions, embeddings and the last layer have 8",)
+    return ()
+
+
+def _static(model: Any, how: StaticInt8, calibration: Arrays, profile: HardwareProfile) -> Any:
+    if how.activations == "int16":
+        raise ConversionError("OpenVINO computes with 8-bit activations")
+    attends = has_attention(model)
+    if how.smooth_quant and not attends:
+        raise UnsupportedModelError(
+            "SmoothQuant is for transformers", ["the model has no attention"],
+            hint="Leave it out; for convolutional nets, bias correction does more.",
+        )  # fmt: skip
+    alpha = 0.95 if how.smooth_quant else _NO_SMOOTHING
+    samples = min(how.samples, len(next(iter(calibration.values()))))
+    preset = "PERFORMANCE" if how.symmetric_activations else "MIXED"
+    excluded = _excluded(model, how, profile)
+    return nncf.quantize(
+        model,
+        nncf.Dataset(_Calibration(calibration, samples)),
+        subset_size=samples,
+        preset=nncf.QuantizationPreset[preset],
+        fast_bias_correction=not how.bias_correction,
+        model_type=nncf.ModelType.TRANSFORMER if attends else None,
+        ignored_scope=nncf.IgnoredScope(names=excluded) if excluded else None,
+        advanced_parameters=AdvancedQuantizationParameters(
+            overflow_fix=OverflowFix.ENABLE if how.reduce_range else OverflowFix.DISABLE,
+            weights_quantization_params=QuantizationParameters(per_channel=how.per_channel),
+            activations_range_estimator_params=_ranges(how),
+            smooth_quant_alphas=AdvancedSmoothQuantParameters(
+                convolution=_NO_SMOOTHING, matmul=alpha
+            ),
+        ),
+    )
+
+
+def _ranges(how: StaticInt8) -> RangeEstimatorParameters | None:
+    return {
+        "min-max": RangeEstimatorParametersSet.MINMAX,
+        "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+    }.get(how.method)
+
+
+def _excluded(model: Any, how: StaticInt8, profile: HardwareProfile) -> list[str]:
+    rules = [rule for rule in profile.numerics.op_rules if rule.placement == "float"]
+    found = set(how.keep_float)
+    for op in model.get_ops():
+        kind = op.get_type_name()
+        ranks = [port.get_partial_shape().rank for port in (*op.inputs(), *op.outputs())]
+        rank = max((r.get_length() for r in ranks if r.is_static), default=0)
+        if any(applies(rule, name, rank) for rule in rules for name in _names(kind)):
+            found.add(op.get_friendly_name())
+    return sorted(found)
+
+
+def _names(kind: str) -> Mapping[str, None]:
+    # A linear layer is a MatMul here, whatever it was called before.
+    also = ("Gemm",) if kind == "MatMul" else ()
+    return dict.fromkeys((kind, _ONNX_NAMES.get(kind, kind), *also))
+
+
+def _singly(batch: Arrays, count: int) -> Iterator[dict[str, NDArray[Any]]]:
+    for i in range(count):
+        yield {name: np.ascontiguousarray(array[i : i + 1]) for name, array in batch.items()}
