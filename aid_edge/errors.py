@@ -129,3 +129,12 @@ class FlashError(HostError):
     """A device bundle could not be made."""
 
     code = "flash"
+
+
+_MAX_LINE_CHARS = 300
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a foreign library says, bounded; else the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:_MAX_LINE_CHARS] if lines else type(error).__name__

@@ -53,8 +53,23 @@ class Facts:
     batches: tuple[int, ...]
 
 
-def check_arrays(arrays: Arrays, infos: Sequence[TensorInfo], what: str) -> int:
+def is_whole(arrays: Arrays, infos: Sequence[TensorInfo]) -> bool:
+    """Return whether samples are whole feeds [n, *shape] of a model without a batch axis."""
+    return all(
+        info.name in arrays and arrays[info.name].ndim == len(info.shape) + 1 for info in infos
+    )
+
+
+def check_arrays(
+    arrays: Arrays, infos: Sequence[TensorInfo], what: str, *, batched: bool = True
+) -> int:
     """Return how many samples ``arrays`` hold, if they fit the tensors ``infos``.
+
+    Args:
+        arrays: Samples [n, ...].
+        infos: What they must fit.
+        what: What to call them in messages.
+        batched: Whether the first axis of a tensor is the batch; else samples are [n, *shape].
 
     Raises:
         DataError: A tensor is missing, unknown, empty, not finite, or of another type or shape.
@@ -69,11 +84,11 @@ def check_arrays(arrays: Arrays, infos: Sequence[TensorInfo], what: str) -> int:
         wanted = NUMPY_NAMES[info.datatype]
         if array.dtype.name != wanted:
             raise DataError(f"{what}: {info.name} is {array.dtype.name}; wanted {wanted}")
-        if array.ndim != len(info.shape) or any(
-            size not in {-1, found}
-            for size, found in zip(info.shape[1:], array.shape[1:], strict=True)
+        sizes = info.shape[1:] if batched else info.shape
+        if array.ndim != len(sizes) + 1 or any(
+            size not in {-1, found} for size, found in zip(sizes, array.shape[1:], strict=True)
         ):
-            shape = ", ".join("any" if s == -1 else str(s) for s in info.shape[1:])
+            shape = ", ".join("any" if s == -1 else str(s) for s in sizes)
             raise DataError(
                 f"{what}: {info.name} has shape {list(array.shape)}; wanted [n, {shape}]"
             )
@@ -183,9 +198,14 @@ def to_artifact(
     types = {info.name: NUMPY_NAMES[info.datatype] for info in infos}
     found = {}
     for name, array in inputs.items():
-        moved = np.transpose(array, axes[name]) if name in axes else array
+        moved = np.transpose(array, _with_samples(axes[name], array)) if name in axes else array
         found[name] = np.ascontiguousarray(moved, types[name])
     return found
+
+
+def _with_samples(axes: tuple[int, ...], array: NDArray[Any]) -> tuple[int, ...]:
+    """Return the permutation for samples that have an axis of their own before a tensor's."""
+    return axes if array.ndim == len(axes) else (0, *(axis + 1 for axis in axes))
 
 
 def check_same(single: Arrays, other: Arrays, where: str) -> None:

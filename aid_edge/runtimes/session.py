@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from aid_edge.errors import first_line as first_line  # noqa: PLC0414 -- where runtimes look for it
 from device_agent.contract.tensors import TensorInfo
 
 
@@ -59,9 +60,3 @@ def counted(
         sum(n for op, n in operators.items() if op in floating),
         dict(sorted(operators.items())),
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what a runtime says, bounded."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aid_edge.errors import SourceError
 from aid_edge.model import MAX_MODEL_BYTES, CardInput, ModelCard, OperatorUse
+from aid_edge.sources.inputs import as_declared, merged
 from device_agent.contract.tensors import TensorInfo
 
 _READ_BYTES = 2**20
@@ -47,7 +48,7 @@ class SourceRequest:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts about a source model."""
+    """Facts about a source model; as in :class:`aid_edge.model.SourceModel`."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -55,17 +56,19 @@ class Inspection:
     parameters: int
     digest: str
     opset: int = 0
+    quantized: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def request_for(
-    spec: str, weights: Path | None, card: ModelCard | None, inputs: Sequence[TensorInfo]
+    spec: str,
+    weights: Path | None,
+    card: ModelCard | None,
+    inputs: Sequence[TensorInfo | CardInput],
 ) -> SourceRequest:
     """Return the request for a model whose card and inputs are known."""
-    declared = tuple(
-        CardInput(name=i.name, datatype=i.datatype, shape=tuple(i.shape)) for i in inputs
-    )
-    if card is not None:
-        declared = declared or card.inputs
+    said = as_declared(inputs)
+    declared = merged(card.inputs, said) if card is not None else said
     names = tuple(o.name for o in card.outputs) if card is not None else ()
     return SourceRequest(spec, weights, declared, names)
 

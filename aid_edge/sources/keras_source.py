@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from aid_edge.errors import SourceError
+from aid_edge.errors import SourceError, first_line
+from aid_edge.sources.inputs import fitted
 from aid_edge.sources.inspection import (
     DATATYPES,
     Inspection,
@@ -87,26 +88,11 @@ def declared_inputs(request: SourceRequest, model: Any) -> tuple[TensorInfo, ...
         SourceError: The request contradicts the file.
     """
     found = _infos(model.inputs, request.spec)
-    if not request.inputs:
-        return found
-    if len(request.inputs) != len(found):
-        raise SourceError(
-            f"{request.spec}: {len(request.inputs)} inputs are declared, it has {len(found)}"
-        )
-    for wanted, actual in zip(request.inputs, found, strict=True):
-        fits = len(wanted.shape) == len(actual.shape) and all(
-            b in {-1, a} for a, b in zip(wanted.shape, actual.shape, strict=True)
-        )
-        if not fits or wanted.datatype != actual.datatype:
-            raise SourceError(
-                f"{request.spec}: input {wanted.name} is declared {wanted.datatype} "
-                f"{list(wanted.shape)}, the file has {actual.datatype} {list(actual.shape)}"
-            )
-    return tuple(TensorInfo(w.name, w.datatype, w.shape) for w in request.inputs)
+    return fitted(request.inputs, found, request.spec)
 
 
 def run(
-    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice]
+    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice | int]
 ) -> Iterator[list[np.ndarray[Any, Any]]]:
     """Yield the outputs of the model for each slice of ``inputs``.
 
@@ -116,11 +102,11 @@ def run(
     model = load(request)
     names = [i.name for i in declared_inputs(request, model)]
     for batch in batches:
-        arrays = [keras.ops.convert_to_tensor(inputs[name][batch]) for name in names]
+        arrays = [keras.ops.convert_to_tensor(np.asarray(inputs[name][batch])) for name in names]
         try:
             outputs = model(arrays if len(arrays) > 1 else arrays[0], training=False)
         except Exception as e:  # layers raise whatever their backend raises
-            raise SourceError(f"{request.spec}: the model fails: {_first_line(e)}") from e
+            raise SourceError(f"{request.spec}: the model fails: {first_line(e)}") from e
         yield [keras.ops.convert_to_numpy(t) for t in keras.tree.flatten(outputs)]
 
 
@@ -162,7 +148,7 @@ def _load_error(path: Path, error: BaseException) -> SourceError:
     if "safe_mode" in text or "unsafe" in text.lower() or "lambda" in text.lower():
         return SourceError(
             f"{path}: holds code (such as a Lambda layer), which is not run",
-            cause=_first_line(error),
+            cause=first_line(error),
             hint="Replace the Lambda layer by a registered layer of its own.",
         )
     if "No model config found" in text or "weights file" in text:
@@ -171,11 +157,6 @@ def _load_error(path: Path, error: BaseException) -> SourceError:
             hint="Save the whole model: model.save('model.keras').",
         )
     return SourceError(
-        f"{path}: is not a whole Keras model: {_first_line(error)}",
+        f"{path}: is not a whole Keras model: {first_line(error)}",
         hint="It may be cut short, or need layers that are not part of Keras.",
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import shape_inference
 
-from aid_edge.errors import SourceError
+from aid_edge.errors import SourceError, first_line
 from aid_edge.sources.inspection import (
     DATATYPES,
     Inspection,
@@ -49,7 +49,7 @@ def load(request: SourceRequest) -> onnx.ModelProto:
         ValueError,
         RuntimeError,
     ) as e:
-        raise SourceError(f"{path}: is not a valid ONNX model: {_first_line(e)}") from e
+        raise SourceError(f"{path}: is not a valid ONNX model: {first_line(e)}") from e
     if not model.graph.node:
         raise SourceError(f"{path}: is not an ONNX model: its graph is empty")
     _fix_shapes(model, request)
@@ -91,7 +91,7 @@ def inspect(request: SourceRequest) -> Inspection:
 
 
 def run(
-    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice]
+    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice | int]
 ) -> Iterator[list[np.ndarray[Any, Any]]]:
     """Yield the outputs of the model for each slice of ``inputs``, without graph optimization.
 
@@ -109,9 +109,9 @@ def run(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         for batch in batches:
-            yield session.run(None, {name: inputs[name][batch] for name in names})
+            yield session.run(None, {name: np.asarray(inputs[name][batch]) for name in names})
     except Exception as e:  # ONNX Runtime's errors share no base class below Exception
-        raise SourceError(f"{request.spec}: ONNX Runtime fails on it: {_first_line(e)}") from e
+        raise SourceError(f"{request.spec}: ONNX Runtime fails on it: {first_line(e)}") from e
 
 
 def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -188,8 +188,3 @@ def _info(value: onnx.ValueInfoProto, path: Path) -> TensorInfo:
         ) from e
     shape = tuple(d.dim_value if d.dim_value > 0 else -1 for d in kind.shape.dim)
     return TensorInfo(value.name, datatype, shape)  # type: ignore[arg-type]
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

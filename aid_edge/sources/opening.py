@@ -12,42 +12,46 @@ from typing import Any, Literal, cast
 
 from aid_edge import isolate
 from aid_edge.errors import MissingDependencyError, SourceError
-from aid_edge.model import Framework, SourceModel, find_card, read_card
+from aid_edge.model import (
+    CardInput,
+    Framework,
+    SourceModel,
+    find_card,
+    is_batched,
+    read_card,
+)
 from aid_edge.sources.inspection import Inspection, SourceRequest, check_file, request_for
+from aid_edge.sources.recognition import file_of, is_factory, is_saved_model, recognize
 from device_agent.contract.tensors import TensorInfo
 
-_SUFFIXES: dict[str, Framework] = {
-    ".onnx": "onnx", ".keras": "keras", ".h5": "keras", ".hdf5": "keras",
-}  # fmt: skip
-_WEIGHTS = frozenset({".pth", ".pt", ".safetensors", ".bin", ".ckpt"})
 _NEEDS: dict[Framework, tuple[str, tuple[str, ...]]] = {
     "torch": ("a PyTorch model", ("torch", "safetensors", "numpy")),
+    "torchscript": ("a TorchScript model", ("torch", "numpy")),
+    "tflite": ("a TFLite model", ("ai_edge_litert", "flatbuffers", "numpy")),
     "onnx": ("an ONNX model", ("onnx", "onnxruntime", "numpy")),
     "keras": ("a Keras model", ("keras", "h5py", "numpy")),
 }
 _KERAS_BACKEND = "KERAS_BACKEND"
-_KINDS = (
-    "Read are: PyTorch as path/to/file.py:factory or module:factory (with --weights), "
-    "ONNX (.onnx), Keras (.keras, .h5)."
-)
 
 
 def open_source(
     spec: str,
     *,
     weights: Path | None = None,
-    inputs: Sequence[TensorInfo] | None = None,
+    inputs: Sequence[TensorInfo | CardInput] | None = None,
     card: Path | None = None,
     limits: isolate.Limits | None = None,
 ) -> SourceModel:
     """Return the facts about a source model; its framework is loaded in a worker process only.
 
     Args:
-        spec: Path of an ONNX or Keras file, or ``path/to/file.py:factory`` or ``module:factory``
-            of a PyTorch model. A factory is called without arguments and returns a module.
+        spec: Path of a model file or SavedModel folder, or ``path/to/file.py:factory`` or
+            ``module:factory`` of a PyTorch model. A factory is called without arguments and
+            returns a module.
         weights: State dict of a PyTorch model (``.pth``, ``.pt``, ``.safetensors``).
-        inputs: What a PyTorch model takes, where no card says it; for other frameworks, sizes
-            for dimensions that may vary.
+        inputs: What the model takes, as the user says it (:func:`sources.inputs.parse_input`):
+            it overrules and completes the card. PyTorch and TorchScript need it from either; for
+            others it gives sizes of dimensions that may vary, for ONNX of any.
         card: Model card; else ``model.toml`` beside the weights or the model is read.
         limits: Of the worker process.
 
@@ -57,62 +61,41 @@ def open_source(
         StepCrashedError: The framework crashed, or ran out of memory or time.
     """
     framework = recognize(spec)
-    file = Path(spec if framework != "torch" else spec.rpartition(":")[0])
     if weights is not None:
-        if framework != "torch":
-            raise SourceError(f"{spec}: weights go with a PyTorch model; this is {framework}")
+        if not is_factory(spec, framework):
+            what = f"{framework} file" if framework == "torch" else framework
+            raise SourceError(f"{spec}: weights go with a PyTorch model; this is {what}")
         check_file(weights, "weights file")
+    file = file_of(spec, framework)
     card_path = card or find_card(weights, file)
     model_card = read_card(card_path) if card_path is not None else None
     request = request_for(spec, weights, model_card, inputs or ())
-    require(framework)
+    require(framework, spec)
     found = isolate.run_with(
         limits or isolate.Limits(), None, inspect_in_worker, framework, request
     ).value
     return SourceModel(
         spec, framework, weights, found.inputs, found.outputs, found.uses, found.parameters,
-        found.digest, model_card, found.opset,
+        found.digest, model_card, found.opset, is_batched(found.inputs, found.outputs),
+        found.quantized, found.notes,
     )  # fmt: skip
 
 
-def recognize(spec: str) -> Framework:
-    """Return the framework of the model that ``spec`` names, without loading it.
-
-    Raises:
-        SourceError: There is no such file, or it is of no kind that is read.
-    """
-    path = Path(spec)
-    where, colon, factory = spec.rpartition(":")
-    if colon and not path.exists():
-        if where.endswith(".py"):
-            check_file(Path(where), "model code")
-        elif not all(part.isidentifier() for part in where.split(".")):
-            raise SourceError(f"{spec}: is neither a file nor module:factory", hint=_KINDS)
-        if not factory.isidentifier():
-            raise SourceError(f"{spec}: {factory!r} cannot name a factory", hint=_KINDS)
-        return "torch"
-    suffix = path.suffix.lower()
-    if suffix in _SUFFIXES:
-        check_file(path, "model")
-        return _SUFFIXES[suffix]
-    if not path.exists():
-        raise SourceError(f"{spec}: there is no such file", hint=_KINDS)
-    if suffix == ".py":
-        raise SourceError(f"{spec}: which factory?", hint=f"Name it: {spec}:FACTORY")
-    if suffix in _WEIGHTS:
-        raise SourceError(
-            f"{spec}: holds weights; the code of the model is needed as well",
-            hint=f"Give path/to/file.py:factory --weights {spec}",
-        )
-    raise SourceError(f"{spec}: is of no kind that is read", hint=_KINDS)
-
-
-def require(framework: Framework) -> None:
+def require(framework: Framework, spec: str = "") -> None:
     """Return if what reads this framework is installed.
 
     Raises:
         MissingDependencyError: It is not; the hint installs it.
+        SourceError: It is a SavedModel, and Keras models are read by torch here.
     """
+    if framework == "keras" and is_saved_model(spec):
+        if importlib.util.find_spec("tensorflow") is None:
+            raise MissingDependencyError("reading a SavedModel", "tensorflow", "tensorflow")
+        if keras_backend() != "tensorflow":
+            raise SourceError(
+                f"{spec}: a SavedModel is read by TensorFlow, and torch is chosen here",
+                hint=f"Set {_KERAS_BACKEND}=tensorflow.",
+            )
     what, modules = _NEEDS[framework]
     extra = "tensorflow" if is_on_tensorflow(framework) else "convert"
     for module in modules:
@@ -164,17 +147,21 @@ def inspect_in_worker(framework: Framework, request: SourceRequest) -> Inspectio
 
 
 def run_in_worker(
-    model: SourceModel, inputs: Mapping[str, Any], batches: Sequence[slice]
+    model: SourceModel, inputs: Mapping[str, Any], batches: Sequence[slice | int]
 ) -> Iterator[list[Any]]:
-    """Yield the outputs of the source model per slice. For worker processes only."""
+    """Yield the outputs of the source model per slice, or per sample of a model without batches.
+
+    For worker processes only.
+    """
     outputs = source_module(model.framework).run(request_of(model), inputs, batches)
     return cast("Iterator[list[Any]]", outputs)
 
 
 def load_module(model: SourceModel) -> Any:
-    """Return a PyTorch or Keras model. For worker processes only.
+    """Return a PyTorch, TorchScript or Keras model. For worker processes only.
 
-    It is a ``torch.nn.Module``, unless :func:`keras_backend` is TensorFlow: then a Keras model.
+    A Keras model is a ``torch.nn.Module``, unless :func:`keras_backend` is TensorFlow. Of ONNX and
+    TFLite, it is what their source modules load.
     """
     return source_module(model.framework).load(request_of(model))
 

@@ -1,4 +1,4 @@
-"""PyTorch models: a factory in a Python file or module, and its weights.
+"""PyTorch models: a factory in a Python file or module with its weights, or a ``.pt2`` file.
 
 Imported only in worker processes: it imports torch, and it runs the code that the user named.
 """
@@ -22,8 +22,10 @@ import safetensors.torch
 import torch
 from torch.utils import _pytree as pytree
 
-from aid_edge.errors import SourceError
-from aid_edge.model import CardInput
+from aid_edge.errors import SourceError, first_line
+from aid_edge.model import OperatorUse
+from aid_edge.sources import torch_archive
+from aid_edge.sources.inputs import fitted
 from aid_edge.sources.inspection import (
     NUMPY_NAMES,
     Inspection,
@@ -33,6 +35,7 @@ from aid_edge.sources.inspection import (
     digest_of_files,
     named,
 )
+from aid_edge.sources.recognition import ARCHIVE_SUFFIX
 from device_agent.contract.tensors import TensorInfo
 
 _NAMED_KEYS = 5
@@ -60,7 +63,8 @@ def load(request: SourceRequest) -> torch.nn.Module:
         SourceError: The factory is missing, fails or gives no module, or the weights do not fit.
     """
     torch.manual_seed(0)
-    module = _call_factory(request.spec)
+    archive = _archive(request)
+    module = torch_archive.load(archive) if archive else _call_factory(request.spec)
     if request.weights is not None:
         _fit(module, _read_weights(request.weights), request.weights)
     module = module.cpu().eval()
@@ -78,30 +82,39 @@ def inspect(request: SourceRequest) -> Inspection:
     module = load(request)
     flat = Flat(module)
     examples = example_inputs(request, batch=1)
-    outputs = _output_infos(flat, request, module)
+    outputs = output_infos(flat, request, module)
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         program = torch.export.export(flat, examples)
     except Exception as e:  # the exporter raises whatever its many parts raise
         raise SourceError(
-            f"{request.spec}: torch.export cannot follow the model: {_first_line(e)}",
+            f"{request.spec}: torch.export cannot follow the model: {first_line(e)}",
             hint="Control flow that depends on values must go; see the torch.export documentation.",
         ) from e
+    inputs = declared_inputs(request)
+    archive = _archive(request)
+    if archive is not None:
+        digest = digest_of_files("torch", [archive])
+    else:
+        code = [p for p in (_code_path(request.spec), request.weights) if p is not None]
+        # The architecture may come from packages that the file imports: so the graph is hashed too.
+        graph = program.graph_module.code.encode()
+        digest = digest_of_files("torch", code, graph, _state_digest(module))
+    parameters = sum(p.numel() for p in module.parameters())
+    return Inspection(inputs, outputs, operator_uses(program), parameters, digest)
+
+
+def operator_uses(program: torch.export.ExportedProgram) -> tuple[OperatorUse, ...]:
+    """Return the ATen operators of an exported program."""
     count = OperatorCount()
     for node in program.graph.nodes:
         if node.op == "call_function":
             count.add(_operator_name(node), _rank(node), node.name)
-    inputs = tuple(TensorInfo(i.name, i.datatype, i.shape) for i in declared_inputs(request))
-    code = [p for p in (_code_path(request.spec), request.weights) if p is not None]
-    # The architecture may come from packages that the file imports: so the graph is hashed too.
-    graph = program.graph_module.code.encode()
-    digest = digest_of_files("torch", code, graph, _state_digest(module))
-    parameters = sum(p.numel() for p in module.parameters())
-    return Inspection(inputs, outputs, count.uses, parameters, digest)
+    return count.uses
 
 
 def run(
-    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice]
+    request: SourceRequest, inputs: Mapping[str, Any], batches: Sequence[slice | int]
 ) -> Iterator[list[np.ndarray[Any, Any]]]:
     """Yield the outputs of the model for each slice of ``inputs``.
 
@@ -111,28 +124,45 @@ def run(
     flat = Flat(load(request))
     names = [i.name for i in declared_inputs(request)]
     for batch in batches:
-        tensors = tuple(torch.from_numpy(np.ascontiguousarray(inputs[n][batch])) for n in names)
-        yield [t.numpy() for t in _run(flat, tensors, request.spec)]
+        tensors = tuple(torch.from_numpy(np.array(inputs[n][batch])) for n in names)
+        yield [t.numpy() for t in run_flat(flat, tensors, request.spec)]
 
 
-def declared_inputs(request: SourceRequest) -> tuple[CardInput, ...]:
-    """Return the inputs of a PyTorch model, which only its author can say.
+def declared_inputs(request: SourceRequest) -> tuple[TensorInfo, ...]:
+    """Return the inputs of a PyTorch model: a module's only its author can say.
 
     Raises:
-        SourceError: Nobody said them, or one varies in more than its batch.
+        SourceError: Nobody said them, they are not the file's, or one varies in more than its batch.
     """
-    if not request.inputs:
-        raise SourceError(
-            f"{request.spec}: a PyTorch module does not say what it takes",
-            hint="Say it under [[inputs]] of a model card (model.toml beside the weights).",
+    archive = _archive(request)
+    if archive is not None:
+        inputs = fitted(request.inputs, torch_archive.declared(archive), request.spec)
+    else:
+        inputs = tuple(
+            TensorInfo(i.name, i.datatype or "FP32", tuple(i.shape)) for i in request.inputs
         )
-    for tensor in request.inputs:
-        if -1 in tensor.shape[1:] or 0 in tensor.shape or not tensor.shape:
+    check_declared(inputs, request.spec)
+    return inputs
+
+
+def check_declared(inputs: Sequence[TensorInfo], spec: str) -> None:
+    """Return if a PyTorch model with these inputs can be exported.
+
+    Raises:
+        SourceError: There are none, or one varies in more than its batch.
+    """
+    if not inputs:
+        raise SourceError(
+            f"{spec}: a PyTorch module does not say what it takes",
+            hint="Say it with --input NAME=SHAPE, or under [[inputs]] of a model card "
+            "(model.toml beside the weights).",
+        )
+    for tensor in inputs:
+        if -1 in tensor.shape[1:] or 0 in tensor.shape:
             raise SourceError(
-                f"{request.spec}: input {tensor.name} has shape {list(tensor.shape)}; "
+                f"{spec}: input {tensor.name} has shape {list(tensor.shape)}; "
                 "only the first dimension may vary (-1), the others are at least 1"
             )
-    return request.inputs
 
 
 def example_inputs(request: SourceRequest, *, batch: int) -> tuple[torch.Tensor, ...]:
@@ -145,31 +175,41 @@ def example_inputs(request: SourceRequest, *, batch: int) -> tuple[torch.Tensor,
         # Zeros are valid where integers index something, such as an embedding.
         floats = dtype.kind == "f"
         values = generator.standard_normal(shape) if floats else np.zeros(shape)
-        examples.append(torch.from_numpy(values.astype(dtype)))
+        examples.append(torch.from_numpy(np.asarray(values, dtype)))
     return tuple(examples)
 
 
-def _output_infos(
+def output_infos(
     flat: Flat, request: SourceRequest, module: torch.nn.Module
 ) -> tuple[TensorInfo, ...]:
+    """Return the outputs of ``module``, found by running it at two batch sizes.
+
+    Raises:
+        SourceError: It fails, or gives no tensor.
+    """
     raw = _run_structured(module, example_inputs(request, batch=1), request.spec)
     one = [t for t in pytree.tree_leaves(raw) if torch.is_tensor(t)]
     if not one:
         raise SourceError(f"{request.spec}: the model returns {type(raw).__name__}, no tensor")
-    two = list(_run(flat, example_inputs(request, batch=2), request.spec))
+    two = list(run_flat(flat, example_inputs(request, batch=2), request.spec))
     keys = tuple(map(str, raw)) if isinstance(raw, dict) and len(raw) == len(one) else ()
     names = named(request.output_names or keys, len(one), request.spec)
     return tuple(
         TensorInfo(
             name,
-            _datatype(a, request.spec),
+            torch_archive.datatype_of(a, request.spec),
             tuple(x if x == y else -1 for x, y in zip(a.shape, b.shape, strict=True)),
         )
         for name, a, b in zip(names, one, two, strict=True)
     )
 
 
-def _run(flat: Flat, tensors: tuple[torch.Tensor, ...], spec: str) -> tuple[torch.Tensor, ...]:
+def run_flat(flat: Flat, tensors: tuple[torch.Tensor, ...], spec: str) -> tuple[torch.Tensor, ...]:
+    """Return the outputs of ``flat`` for one feed.
+
+    Raises:
+        SourceError: It fails.
+    """
     outputs: tuple[torch.Tensor, ...] = _run_structured(flat, tensors, spec)
     return outputs
 
@@ -180,15 +220,7 @@ def _run_structured(module: torch.nn.Module, tensors: tuple[torch.Tensor, ...], 
             return module(*tensors)
     except Exception as e:  # the user's forward() may raise anything
         shapes = ", ".join(str(list(t.shape)) for t in tensors)
-        raise SourceError(f"{spec}: the model fails on inputs {shapes}: {_first_line(e)}") from e
-
-
-def _datatype(tensor: torch.Tensor, spec: str) -> Any:
-    name = str(tensor.dtype).removeprefix("torch.")
-    found = next((d for d, n in NUMPY_NAMES.items() if n == name), None)
-    if found is None:
-        raise SourceError(f"{spec}: an output is {name}, which has no type on the wire")
-    return found
+        raise SourceError(f"{spec}: the model fails on inputs {shapes}: {first_line(e)}") from e
 
 
 def _operator_name(node: torch.fx.Node) -> str:
@@ -220,6 +252,11 @@ def _state_digest(module: torch.nn.Module) -> bytes:
     return hasher.digest()
 
 
+def _archive(request: SourceRequest) -> Path | None:
+    path = Path(request.spec)
+    return path if path.is_file() and path.suffix.lower() == ARCHIVE_SUFFIX else None
+
+
 # --- code ------------------------------------------------------------------------------------
 
 
@@ -248,7 +285,7 @@ def _call_factory(spec: str) -> torch.nn.Module:
     try:
         module = factory()
     except Exception as e:  # the user's factory may raise anything
-        raise SourceError(f"{spec}: {name}() raised {type(e).__name__}: {_first_line(e)}") from e
+        raise SourceError(f"{spec}: {name}() raised {type(e).__name__}: {first_line(e)}") from e
     if not isinstance(module, torch.nn.Module):
         raise SourceError(f"{spec}: {name}() gave {type(module).__name__}, not a torch.nn.Module")
     return module
@@ -291,7 +328,7 @@ def _import_code(where: str, spec: str) -> ModuleType:
         raise SourceError(f"{spec}: there is no module {e.name!r}", hint=hint) from e
     except Exception as e:  # the user's code may raise anything
         raise SourceError(
-            f"{spec}: importing {where} raised {type(e).__name__}: {_first_line(e)}"
+            f"{spec}: importing {where} raised {type(e).__name__}: {first_line(e)}"
         ) from e
 
 
@@ -309,7 +346,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise _unpickling_error(path, e) from e
     except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as e:
         raise SourceError(
-            f"{path}: is not a whole weights file: {_first_line(e)}",
+            f"{path}: is not a whole weights file: {first_line(e)}",
             hint="It may be cut short; compare its size and checksum with the original.",
         ) from e
     for key in _WRAPPERS:
@@ -328,10 +365,10 @@ def _unpickling_error(path: Path, error: pickle.UnpicklingError) -> SourceError:
     if "Unsupported global" in text or "Unsupported class" in text or "weights_only" in text:
         return SourceError(
             f"{path}: holds pickled objects other than tensors, which could run code when loaded",
-            cause=_first_line(error),
+            cause=first_line(error),
             hint="Save with torch.save(model.state_dict(), path) or as safetensors.",
         )
-    return SourceError(f"{path}: is not a weights file: {_first_line(error)}")
+    return SourceError(f"{path}: is not a weights file: {first_line(error)}")
 
 
 def _fit(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
@@ -360,8 +397,3 @@ def _fit(module: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) ->
     if problems:
         raise SourceError(f"{path}: the weights do not fit the model", cause="; ".join(problems))
     module.load_state_dict(state, strict=False)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

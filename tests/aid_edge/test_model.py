@@ -56,7 +56,7 @@ def test_a_whole_card(tmp_path: Path) -> None:
         Resize(8), CenterCrop(4, 4), Normalize((1.0, 2.0, 3.0), (1.0, 1.0, 1.0)),
     )  # fmt: skip
     assert card.postprocess == (Softmax(),)
-    assert card.inputs[0].datatype == "FP32"
+    assert card.inputs[0].datatype is None
 
 
 @pytest.mark.parametrize(
