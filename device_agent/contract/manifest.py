@@ -83,13 +83,26 @@ class Normalize(msgspec.Struct, frozen=True, tag="normalize", forbid_unknown_fie
     std: tuple[float, ...]
 
 
+class Rescale(msgspec.Struct, frozen=True, tag="rescale", forbid_unknown_fields=True):
+    """``x * scale + offset`` on every value, such as 1/255 for values 0 to 1."""
+
+    scale: Real
+    offset: Real = 0.0
+
+
+class Channels(msgspec.Struct, frozen=True, tag="channels", forbid_unknown_fields=True):
+    """Order of the color channels; without this step it is RGB."""
+
+    order: Literal["RGB", "BGR"]
+
+
 class Layout(msgspec.Struct, frozen=True, tag="layout", forbid_unknown_fields=True):
     """Order of the axes in the tensor that the model takes; a batch axis of 1 is put in front."""
 
     order: Literal["NCHW", "NHWC"]
 
 
-PreprocessStep = Resize | CenterCrop | Normalize | Layout
+PreprocessStep = Resize | CenterCrop | Channels | Rescale | Normalize | Layout
 
 
 class Softmax(msgspec.Struct, frozen=True, tag="softmax", forbid_unknown_fields=True):
