@@ -6,8 +6,8 @@ travels to worker processes for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,11 +34,20 @@ class Samples(Mapping[str, NDArray[Any]]):
         folder: Where they lie.
         names: The tensors, in order.
         count: Number of samples.
+        keeper: What deletes the folder when nobody holds it any more, or None. Copies that are
+            sent to other processes do not carry it: the sender keeps the folder.
     """
 
     folder: Path
     names: tuple[str, ...]
     count: int
+    keeper: object = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "keeper": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return all samples of one tensor, mapped read-only: for few or small ones."""
@@ -55,7 +64,17 @@ class Samples(Mapping[str, NDArray[Any]]):
 
     def first(self, count: int) -> Samples:
         """Return the first ``count`` samples, or all where there are fewer."""
-        return Samples(self.folder, self.names, min(count, self.count))
+        return replace(self, count=min(count, self.count))
+
+    def take(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Return copies of some samples, array [len(indices), ...] per tensor."""
+        wanted = list(indices)
+        return {name: np.array(self[name][wanted]) for name in self.names}
+
+    @property
+    def sample_bytes(self) -> int:
+        """Size of one sample, all tensors together."""
+        return sum(self[name].nbytes for name in self.names) // max(self.count, 1)
 
     def batches(self, size: int) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield copies of ``size`` samples at a time, the last time fewer.

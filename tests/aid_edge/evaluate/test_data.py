@@ -10,6 +10,7 @@ import pytest
 
 from aid_edge.errors import DataError
 from aid_edge.evaluate import data
+from aid_edge.evaluate.data import dataset
 from aid_edge.model import SourceModel
 
 Make = Callable[..., SourceModel]
@@ -73,7 +74,9 @@ def test_not_finite_samples_are_counted(tmp_path: Path, make_model: Make) -> Non
     content = arrays()
     content["image"][2, 0, 1, 1] = np.nan  # type: ignore[index]
     content["image"][5, 0, 1, 1] = np.inf  # type: ignore[index]
-    with pytest.raises(DataError, match="2 of 6 samples hold NaN or infinity, first sample 2"):
+    with pytest.raises(
+        DataError, match="2 of 6 samples read together hold NaN or infinity, first sample 2"
+    ):
         data.load(save(tmp_path / "d.npz", content), make_model())
 
 
@@ -109,7 +112,7 @@ def test_an_archive_over_the_bound_is_refused_before_it_is_unpacked(
 ) -> None:
     np.savez_compressed(tmp_path / "d.npz", image=np.zeros((50, 3, 8, 8), np.float32))
     assert (tmp_path / "d.npz").stat().st_size < 2000
-    monkeypatch.setattr(data, "MAX_DATA_BYTES", 30_000)
+    monkeypatch.setattr(dataset, "MAX_DATA_BYTES", 30_000)
     with pytest.raises(DataError, match="at most 30000 are allowed"):
         data.load(str(tmp_path / "d.npz"), make_model())
 
