@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "inspect": "Say what a model is and which runtimes can take it.",
     "convert": "Compress and export a model for hardware profiles.",
     "report": "Show the report of a conversion.",
+    "tools": "List, install and remove tools that have environments of their own.",
     "publish": "Sign a release and put it into the catalogue.",
     "releases": "List and show published releases.",
     "hub": "Run the hub: broker, ingest, API and web view.",
@@ -37,7 +38,7 @@ VERBS: dict[str, str] = {
 
 
 EXTRAS: dict[str, str] = {
-    **dict.fromkeys(("inspect", "convert", "report"), "convert"),
+    **dict.fromkeys(("inspect", "convert", "report", "tools"), "convert"),
     **dict.fromkeys(("hub", "deploy", "rollback", "devices", "feedback"), "hub"),
     "flash": "flash",
 }
