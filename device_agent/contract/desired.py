@@ -16,10 +16,12 @@ from device_agent.contract.errors import (
     UnsupportedVersionError,
 )
 from device_agent.contract.manifest import Identifier, Natural, Positive, Real
-from device_agent.contract.messages import VERSION, ReleaseRef, Slot
+from device_agent.contract.messages import MAX_TRIAL_RUNS, VERSION, ReleaseRef, Slot
 
 PAYLOAD_TYPE = "application/vnd.aid-edge.desired.v1+json"
 MAX_DESIRED_BYTES = 8 * 1024
+MAX_TRIALS = 8
+"""Trials of one desired state; with two slots they stay well under its bound."""
 
 
 class DesiredSlot(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +36,23 @@ class DesiredSlot(msgspec.Struct, frozen=True, kw_only=True):
     counter: Positive
 
 
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """A release to be measured beside what is served (contract §4.10).
+
+    Attributes:
+        id: Of this trial; the result carries it. A trial is done once.
+        counter: Release counter; must match the signed manifest.
+        runs: Measured runs.
+        warmup: Runs before them that are not measured.
+    """
+
+    id: Identifier
+    release: ReleaseRef
+    counter: Positive
+    runs: Annotated[int, msgspec.Meta(ge=1, le=MAX_TRIAL_RUNS)] = 100
+    warmup: Annotated[int, msgspec.Meta(ge=0, le=MAX_TRIAL_RUNS)] = 10
+
+
 class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="desired"):
     """What one device should run (contract §4.2).
 
@@ -41,6 +60,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
         revision: Grows with every change; a device refuses one lower than it has accepted.
         not_after_unix_s: Not to be installed from after this; what runs goes on running.
         slots: Empty means "run nothing".
+        trials: Releases to be measured; agents that do not know them ignore them.
     """
 
     v: int = VERSION
@@ -49,6 +69,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="
     revision: Positive
     not_after_unix_s: Real
     slots: tuple[DesiredSlot, ...] = ()
+    trials: Annotated[tuple[Trial, ...], msgspec.Meta(max_length=MAX_TRIALS)] = ()
 
 
 class Signature(msgspec.Struct, frozen=True):

@@ -38,6 +38,9 @@ MAX_TEXT_CHARACTERS = 2000
 MAX_WINDOW_CHUNKS = 64
 """Chunks that one request may ask for."""
 
+MAX_TRIAL_RUNS = 1000
+"""Measured runs of one trial; as many latencies fit into one control message."""
+
 INITIAL_CREDIT_RECORDS = 16
 """Records that may be on their way before the first acknowledgement of a connection."""
 
@@ -223,6 +226,39 @@ class Feedback(Message, frozen=True, kw_only=True, tag="feedback"):
     comment: Text = ""
 
 
+class TrialResult(Message, frozen=True, kw_only=True, tag="trial-result"):
+    """What a trial found: how a release that is not served runs on this device (contract §4.10).
+
+    Published on ``event``; a record. Latencies are those of the runtime's call alone, batch 1, one
+    after another, after the warm-up.
+
+    Attributes:
+        floor: Lowest sequence number of this boot that the device still holds or has yet to make.
+        trial: The id that the desired state gave it.
+        outcome: ``failed`` carries no figures, and ``reason`` says why.
+        latencies_s: One per run, in order.
+        load_s: From the start of the worker to a loaded model.
+        peak_rss_bytes: Peak of the worker process.
+        served: Requests that the served release answered meanwhile.
+    """
+
+    boot_id: BootId
+    seq: Positive
+    floor: Positive = 1
+    at_unix_s: Real
+    trial: Identifier
+    release: ReleaseRef
+    outcome: Literal["ok", "failed"]
+    reason: Text = ""
+    runtime: Text = ""
+    runtime_version: Text = ""
+    threads: Natural = 0
+    latencies_s: Annotated[tuple[NonNegative, ...], msgspec.Meta(max_length=MAX_TRIAL_RUNS)] = ()
+    load_s: NonNegative = 0.0
+    peak_rss_bytes: Natural = 0
+    served: Natural = 0
+
+
 class BlobRequest(Message, frozen=True, kw_only=True, tag="blob-request"):
     """Asks for chunks of a blob (contract §4.7).
 
@@ -281,7 +317,17 @@ class MetadataReply(Message, frozen=True, kw_only=True, tag="metadata-reply"):
     data: bytes | None
 
 
-Up = Birth | Death | Reported | Event | Telemetry | Feedback | BlobRequest | MetadataRequest
+Up = (
+    Birth
+    | Death
+    | Reported
+    | Event
+    | Telemetry
+    | Feedback
+    | TrialResult
+    | BlobRequest
+    | MetadataRequest
+)
 Down = Ack | BlobRefused | MetadataReply
 AnyMessage = Up | Down
 
@@ -289,8 +335,8 @@ _MESSAGEPACK = (Telemetry, BlobRefused, MetadataReply)
 _KNOWN_TYPES = frozenset(
     str(t.__struct_config__.tag)
     for t in (
-        Birth, Death, Reported, Event, Telemetry, Feedback, BlobRequest, MetadataRequest,
-        Ack, BlobRefused, MetadataReply,
+        Birth, Death, Reported, Event, Telemetry, Feedback, TrialResult, BlobRequest,
+        MetadataRequest, Ack, BlobRefused, MetadataReply,
     )
 )  # fmt: skip
 

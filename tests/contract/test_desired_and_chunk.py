@@ -12,6 +12,9 @@ import pytest
 from device_agent.contract.chunk import HEADER_BYTES, Chunk, decode_chunk, encode_chunk
 from device_agent.contract.desired import (
     MAX_DESIRED_BYTES,
+    MAX_TRIALS,
+    DesiredSlot,
+    Trial,
     decode_desired,
     decode_envelope,
     encode_envelope,
@@ -23,6 +26,7 @@ from device_agent.contract.errors import (
     UnsupportedVersionError,
 )
 from device_agent.contract.manifest import CHUNK_BYTES
+from device_agent.contract.messages import MAX_TRIAL_RUNS, ReleaseRef
 from device_agent.contract.trust import parse_target_path, target_path
 from tests.support.contract_examples import CHUNK, DESIRED, DIGEST, ENVELOPE
 
@@ -177,3 +181,26 @@ def test_target_path_of_a_wrong_name_is_not_built(parts: tuple[str, str, str]) -
 def test_path_of_another_target_is_not_read(path: str) -> None:
     """M-5.3-2."""
     assert parse_target_path(path) is None
+
+
+def test_trials_are_bounded() -> None:
+    """M-4.10-6."""
+    trial = msgspec.to_builtins(DESIRED)["trials"][0]
+    assert len(decode_desired(_payload(trials=[trial] * MAX_TRIALS)).trials) == MAX_TRIALS
+    for wrong in ([trial] * (MAX_TRIALS + 1), [trial | {"runs": MAX_TRIAL_RUNS + 1}],
+                  [trial | {"runs": 0}], [trial | {"id": "../x"}]):  # fmt: skip
+        with pytest.raises(MalformedMessageError):
+            decode_desired(_payload(trials=wrong))
+
+
+def test_a_full_desired_state_is_under_its_bound() -> None:
+    long = "n" * 63
+    release = ReleaseRef(name=long, version=long, digest=DIGEST)
+    trials = tuple(Trial(id=f"{i}".rjust(63, "t"), release=release, counter=2**40, runs=1000)
+                   for i in range(MAX_TRIALS))  # fmt: skip
+    slots = tuple(
+        DesiredSlot(slot=s, release=release, counter=2**40) for s in ("active", "candidate")
+    )
+    payload = msgspec.json.encode(msgspec.structs.replace(DESIRED, slots=slots, trials=trials))
+    envelope = msgspec.structs.replace(ENVELOPE, payload=payload)
+    assert decode_envelope(encode_envelope(envelope)) == envelope

@@ -9,6 +9,7 @@ from device_agent.contract.desired import (
     DesiredSlot,
     Envelope,
     Signature,
+    Trial,
 )
 from device_agent.contract.manifest import (
     ARTIFACT_TYPE,
@@ -49,6 +50,7 @@ from device_agent.contract.messages import (
     SlotReport,
     SpoolState,
     Telemetry,
+    TrialResult,
 )
 from device_agent.contract.sketch import Sketch
 from device_agent.contract.tensors import Tensor, TensorInfo
@@ -128,6 +130,22 @@ MESSAGES: dict[str, AnyMessage] = {
         label="lynx",
         comment="Ohren mit Pinseln: sieht man",
     ),
+    "trial-result": TrialResult(
+        boot_id=BOOT_ID,
+        seq=9,
+        floor=2,
+        at_unix_s=1_800_000_002.5,
+        trial="trial-1",
+        release=RELEASE,
+        outcome="ok",
+        runtime="onnx_runtime",
+        runtime_version="1.24.1",
+        threads=1,
+        latencies_s=(0.0125, 0.0115, 0.012),
+        load_s=0.25,
+        peak_rss_bytes=90_000_000,
+        served=4,
+    ),
     "blob-request": BlobRequest(request_id=11, digest=DIGEST, first=64, missing="0580"),
     "metadata-request": MetadataRequest(request_id=12, path="7.root.json", max_bytes=512_000),
     "ack": Ack(boot_id=BOOT_ID, seq=6, credit=32),
@@ -142,6 +160,7 @@ DESIRED = Desired(
     revision=7,
     not_after_unix_s=1_800_000_000.0,
     slots=(DesiredSlot(slot="active", release=RELEASE, counter=4),),
+    trials=(Trial(id="trial-1", release=RELEASE, counter=4, runs=50, warmup=5),),
 )
 
 ENVELOPE = Envelope(
