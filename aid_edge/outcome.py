@@ -120,6 +120,22 @@ def check_declared(model: SourceModel, facts: Facts) -> None:
             )
 
 
+def check_placed(placement: Placement, runtime: str) -> None:
+    """Return if no operator that does the arithmetic runs on a runtime's reference kernels.
+
+    Raises:
+        ConversionError: Some do; names them.
+    """
+    if placement.slow:
+        total = placement.integer + placement.floating
+        named = ", ".join(f"{op} ({count}x)" for op, count in sorted(placement.slow.items()))
+        raise ConversionError(
+            f"{sum(placement.slow.values())} of {total} compute operators would run on the "
+            f"reference kernels of {runtime}, hundreds of times slower than its fast ones: {named}",
+            hint="Choose another runtime, or change the model so that the fast kernels take it.",
+        )
+
+
 def check_finite(outputs: Arrays, whose: str) -> None:
     """Return if all numbers are finite.
 

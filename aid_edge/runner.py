@@ -26,6 +26,7 @@ from aid_edge.outcome import (
     check_close,
     check_declared,
     check_finite,
+    check_placed,
     check_same,
     compare,
     is_whole,
@@ -168,6 +169,7 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
         saturates=_may_saturate(request.recipe),
     ).value  # fmt: skip
     check_declared(request.model, facts)
+    check_placed(facts.placement, request.runtime)
     closeness = compare(reference, facts.outputs, request.model, facts.batches)
     if isinstance(request.recipe.quantize, Float32):
         check_close(closeness, reference, request.runtime)

@@ -8,8 +8,9 @@ from typing import ClassVar
 from aid_edge.converter import Arrays, Artifact
 from aid_edge.errors import UnsupportedModelError
 from aid_edge.model import SourceModel
-from aid_edge.recipe import Recipe
+from aid_edge.recipe import Recipe, StaticInt8
 from aid_edge.sources.operators import refused, shape_refusals
+from converters.calibration import Feeds
 from device_agent.contract.profile import HardwareProfile
 
 OPSET = 20
@@ -69,7 +70,10 @@ class OpenVinoConverter:
         onnx_export.export(model, profile, OPSET, floating)
         found = openvino_model.read(floating, model)
         floating.unlink()
-        found, notes = openvino_quantize.apply(found, recipe, calibration, profile)
+        feeds = None
+        if isinstance(recipe.quantize, StaticInt8) and calibration is not None:
+            feeds = Feeds(model, calibration, recipe.quantize.samples)
+        found, notes = openvino_quantize.apply(found, recipe, feeds, profile)
         openvino_model.write(found, recipe, final)
         tools = onnx_export.tools(model) | openvino_quantize.tools(recipe)
         return Artifact(final, tools=tools, notes=notes)

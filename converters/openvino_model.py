@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET  # noqa: S405 -- reads what OpenVINO has just written
+from xml.etree import ElementTree as ET
 
 import openvino
 
@@ -54,7 +54,7 @@ def write(model: Any, recipe: Recipe, to: Path) -> None:
         xml = Path(scratch, "model.xml")
         half = isinstance(recipe.quantize, Float16)
         openvino.save_model(model, str(xml), compress_to_fp16=half)
-        tree = ET.parse(xml)  # noqa: S314 -- see above
+        tree = ET.parse(xml)  # noqa: S314 -- OpenVINO has just written it
         root = tree.getroot()
         # How it was made: paths, versions, options. Nothing of it is needed to run.
         for facts in root.findall("rt_info"):

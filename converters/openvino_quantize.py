@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from importlib import metadata
 from typing import Any
 
@@ -16,17 +16,14 @@ from nncf.quantization.advanced_parameters import (
     QuantizationParameters,
 )
 from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
-from numpy.typing import NDArray
 
-from aid_edge.converter import Arrays
 from aid_edge.errors import ConversionError, UnsupportedModelError
 from aid_edge.isolate import progress
 from aid_edge.recipe import Float16, Float32, Recipe, StaticInt8, WeightOnly
-from aid_edge.samples import Samples
 from aid_edge.sources.operators import applies
+from converters.calibration import Feeds
 from device_agent.contract.profile import HardwareProfile
 
-_READ_SAMPLES = 16
 _NO_SMOOTHING = -1.0
 # OpenVINO's name of an operator to ONNX' one, for rules that name it so.
 _ONNX_NAMES = {
@@ -38,25 +35,8 @@ _ONNX_NAMES = {
 }  # fmt: skip
 
 
-class _Calibration:
-    """Samples one by one, read from disk again on each round: NNCF makes several."""
-
-    def __init__(self, inputs: Arrays, count: int) -> None:
-        self._inputs, self._count = inputs, count
-
-    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        if isinstance(self._inputs, Samples):
-            for batch in self._inputs.first(self._count).batches(_READ_SAMPLES):
-                yield from _singly(batch, len(next(iter(batch.values()))))
-        else:
-            yield from _singly(self._inputs, self._count)
-
-    def __len__(self) -> int:
-        return self._count
-
-
 def apply(
-    model: Any, recipe: Recipe, calibration: Arrays | None, profile: HardwareProfile
+    model: Any, recipe: Recipe, feeds: Feeds | None, profile: HardwareProfile
 ) -> tuple[Any, tuple[str, ...]]:
     """Return ``model`` quantized as ``recipe`` asks, and what is to be said about it.
 
@@ -76,9 +56,7 @@ def apply(
         if isinstance(how, WeightOnly):
             return _weights_only(model, how), _weights_only_notes(how)
         if isinstance(how, StaticInt8):
-            if calibration is None:
-                raise ConversionError(f"{recipe.title} needs calibration data")
-            return _static(model, how, calibration, profile), ()
+            return _static(model, how, _present(feeds, recipe), profile), ()
     except (ConversionError, UnsupportedModelError):
         raise
     except Exception as e:  # NNCF raises whatever its many parts raise
@@ -100,6 +78,12 @@ def has_attention(model: Any) -> bool:
     return "ScaledDotProductAttention" in kinds or {"Softmax", "MatMul", "MVN"} <= kinds
 
 
+def _present(feeds: Feeds | None, recipe: Recipe) -> Feeds:
+    if feeds is None:
+        raise ConversionError(f"{recipe.title} needs calibration data")
+    return feeds
+
+
 def _weights_only(model: Any, how: WeightOnly) -> Any:
     mode = {
         8: nncf.CompressWeightsMode.INT8_SYM,
@@ -116,7 +100,7 @@ def _weights_only_notes(how: WeightOnly) -> tuple[str, ...]:
     return ()
 
 
-def _static(model: Any, how: StaticInt8, calibration: Arrays, profile: HardwareProfile) -> Any:
+def _static(model: Any, how: StaticInt8, feeds: Feeds, profile: HardwareProfile) -> Any:
     if how.activations == "int16":
         raise ConversionError("OpenVINO computes with 8-bit activations")
     attends = has_attention(model)
@@ -126,13 +110,12 @@ def _static(model: Any, how: StaticInt8, calibration: Arrays, profile: HardwareP
             hint="Leave it out; for convolutional nets, bias correction does more.",
         )  # fmt: skip
     alpha = 0.95 if how.smooth_quant else _NO_SMOOTHING
-    samples = min(how.samples, len(next(iter(calibration.values()))))
     preset = "PERFORMANCE" if how.symmetric_activations else "MIXED"
     excluded = _excluded(model, how, profile)
     return nncf.quantize(
         model,
-        nncf.Dataset(_Calibration(calibration, samples)),
-        subset_size=samples,
+        nncf.Dataset(feeds),
+        subset_size=len(feeds),
         preset=nncf.QuantizationPreset[preset],
         fast_bias_correction=not how.bias_correction,
         model_type=nncf.ModelType.TRANSFORMER if attends else None,
@@ -167,12 +150,7 @@ def _excluded(model: Any, how: StaticInt8, profile: HardwareProfile) -> list[str
     return sorted(found)
 
 
-def _names(kind: str) -> Mapping[str, None]:
+def _names(kind: str) -> Iterable[str]:
     # A linear layer is a MatMul here, whatever it was called before.
     also = ("Gemm",) if kind == "MatMul" else ()
-    return dict.fromkeys((kind, _ONNX_NAMES.get(kind, kind), *also))
-
-
-def _singly(batch: Arrays, count: int) -> Iterator[dict[str, NDArray[Any]]]:
-    for i in range(count):
-        yield {name: np.ascontiguousarray(array[i : i + 1]) for name, array in batch.items()}
+    return (kind, _ONNX_NAMES.get(kind, kind), *also)

@@ -12,7 +12,7 @@ from typing import cast
 from aid_edge.errors import MissingDependencyError, UnknownRuntimeError
 from aid_edge.runtimes.session import Placement, Session
 
-RUNTIMES = ("onnx_runtime", "litert", "openvino")
+RUNTIMES = ("onnx_runtime", "litert", "openvino", "executorch")
 """Runtimes that this program can open: module ``aid_edge.runtimes.<name>`` with
 
 ``DISTRIBUTION`` (the module and the distribution that carry the runtime), ``open_session`` and
