@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from aid_edge.errors import ConversionError
 from aid_edge.runtimes.session import Placement, first_line
+from aid_edge.sources.affine import dequantized as dequantized  # noqa: PLC0414 -- used from here
+from aid_edge.sources.affine import quantized as quantized  # noqa: PLC0414
 from aid_edge.sources.inspection import DATATYPES
 from device_agent.contract.tensors import TensorInfo
 
@@ -69,29 +71,6 @@ class LiteRtSession:
             {by_name[d["name"]]: name for name, d in runner.get_input_details().items()},
             {by_name[d["name"]]: name for name, d in runner.get_output_details().items()},
         )
-
-
-def quantized(array: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:
-    """Return float values as the integer tensor that ``detail`` describes; others unchanged.
-
-    ``q = round(x / scale) + zero_point``, clipped to the type (LiteRT 8-bit specification).
-    """
-    scale, zero_point = detail["quantization"]
-    dtype = np.dtype(detail["dtype"])
-    if not scale or dtype.kind not in "iu" or array.dtype.kind != "f":
-        return np.ascontiguousarray(array, dtype)
-    bounds = np.iinfo(dtype)
-    steps = np.round(array / np.float32(scale)) + zero_point
-    return np.asarray(np.clip(steps, bounds.min, bounds.max), dtype)
-
-
-def dequantized(array: NDArray[Any], detail: Mapping[str, Any]) -> NDArray[Any]:
-    """Return a quantized tensor as float32 ``(q - zero_point) * scale``; others unchanged."""
-    scale, zero_point = detail["quantization"]
-    if not scale or array.dtype.kind not in "iu":
-        return np.asarray(array)
-    steps = array.astype(np.float32) - np.float32(zero_point)
-    return np.asarray(steps * np.float32(scale), np.float32)
 
 
 def _interpreter_of(path: Path, threads: int, *, delegate: bool = True) -> Any:

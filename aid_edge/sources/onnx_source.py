@@ -2,58 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 from onnx import shape_inference
 
 from aid_edge.errors import SourceError, first_line
+from aid_edge.sources import onnx_graph
+from aid_edge.sources.inputs import matched
 from aid_edge.sources.inspection import (
     DATATYPES,
+    NUMPY_NAMES,
     Inspection,
     OperatorCount,
     SourceRequest,
-    check_file,
     digest_of_files,
 )
+from aid_edge.sources.onnx_graph import graph_inputs
 from device_agent.contract.tensors import TensorInfo
 
-_MAX_DEPTH = 16
+_PROBED_BATCHES = (2, 3)
 
 
 def load(request: SourceRequest) -> onnx.ModelProto:
-    """Return the checked model, its shapes fixed as the request declares them.
+    """Return the model as converters take it: checked, in one form, with the declared shapes.
+
+    Weights are initializers and no inputs; the opset is at least 13.
+
+    Raises:
+        SourceError: Not an ONNX model, cut short, not valid, or it cannot be brought to that form.
+    """
+    model = load_raw(request)
+    return onnx_graph.normalized(model, request.spec)
+
+
+def load_raw(request: SourceRequest) -> onnx.ModelProto:
+    """Return the model as its author wrote it, checked, with the declared shapes.
 
     Raises:
         SourceError: Not an ONNX model, cut short, or not valid.
     """
-    path = Path(request.spec)
-    check_file(path, "ONNX model")
-    try:
-        model = onnx.load(str(path))
-        onnx.checker.check_model(str(path), full_check=True)
-    except DecodeError as e:
-        raise SourceError(
-            f"{path}: is not an ONNX model, or is cut short",
-            hint="Compare its size and checksum with the original.",
-        ) from e
-    except (
-        onnx.checker.ValidationError,
-        shape_inference.InferenceError,
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as e:
-        raise SourceError(f"{path}: is not a valid ONNX model: {first_line(e)}") from e
-    if not model.graph.node:
-        raise SourceError(f"{path}: is not an ONNX model: its graph is empty")
-    _fix_shapes(model, request)
-    return model
+    model = onnx_graph.read(Path(request.spec))
+    onnx_graph.drop_weight_inputs(model)
+    model.ir_version = max(model.ir_version, 4)
+    return _with_shapes(model, request)
 
 
 def inspect(request: SourceRequest) -> Inspection:
@@ -62,32 +59,29 @@ def inspect(request: SourceRequest) -> Inspection:
     Raises:
         SourceError: It cannot be read, or has inputs or outputs that are no tensors.
     """
-    model = load(request)
+    model = load_raw(request)
     path = Path(request.spec)
-    try:
-        inferred = shape_inference.infer_shapes(model)
-    except (shape_inference.InferenceError, ValueError):
-        inferred = model
+    inferred = _inferred(model)
     ranks = _ranks(inferred.graph)
     count = OperatorCount()
-    for node in _nodes(model.graph):
+    lifted = {n.output[0] for n in model.graph.node if n.op_type == "Constant" and n.output}
+    for node in onnx_graph.nodes(model.graph):
+        if node.op_type == "Constant" and node.output and node.output[0] in lifted:
+            # Only another way to write a weight.
+            continue
         rank = max((ranks.get(name, 0) for name in (*node.input, *node.output)), default=0)
         count.add(node.op_type, rank, node.name or (node.output[0] if node.output else ""))
-    constants = [i for graph in _graphs(model.graph) for i in graph.initializer]
-    constants += [
-        a.t for node in _nodes(model.graph) if node.op_type == "Constant"
-        for a in node.attribute if a.name == "value"
-    ]  # fmt: skip
-    digest = digest_of_files("onnx", [path, *_external_files(constants, path.parent)])
-    opset = next((o.version for o in model.opset_import if o.domain in {"", "ai.onnx"}), 0)
+    stored = onnx_graph.constants(model)
+    files = onnx_graph.external_files(onnx_graph.constants(_bare(path)), path.parent)
+    opset = onnx_graph.opset_of(model)
+    inputs = tuple(_info(i, path) for i in graph_inputs(model))
+    outputs = _output_infos(model, inferred, inputs, request)
     return Inspection(
-        tuple(_info(i, path) for i in graph_inputs(model)),
-        tuple(_info(o, path) for o in inferred.graph.output),
-        count.uses,
-        sum(int(np.prod(t.dims)) for t in constants),
-        digest,
-        opset,
-    )
+        inputs, outputs, count.uses, sum(int(np.prod(t.dims)) for t in stored),
+        digest_of_files("onnx", [path, *files]), opset,
+        any(u.type in {"QuantizeLinear", "DynamicQuantizeLinear"} for u in count.uses),
+        _notes(opset, request, path),
+    )  # fmt: skip
 
 
 def run(
@@ -98,68 +92,153 @@ def run(
     Raises:
         SourceError: ONNX Runtime cannot load or run it.
     """
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    model = load(request)
+    model = load_raw(request)
     names = [i.name for i in graph_inputs(model)]
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = _session(model)
         for batch in batches:
             yield session.run(None, {name: np.asarray(inputs[name][batch]) for name in names})
     except Exception as e:  # ONNX Runtime's errors share no base class below Exception
         raise SourceError(f"{request.spec}: ONNX Runtime fails on it: {first_line(e)}") from e
 
 
-def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return the real inputs: old files list their weights among them."""
-    weights = {i.name for i in model.graph.initializer}
-    return [i for i in model.graph.input if i.name not in weights]
+def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
-def _fix_shapes(model: onnx.ModelProto, request: SourceRequest) -> None:
-    declared = {i.name: i for i in request.inputs}
-    found = {i.name: i for i in graph_inputs(model)}
-    for name, wanted in declared.items():
-        if name not in found:
-            raise SourceError(
-                f"{request.spec}: has no input {name!r}", hint=f"It has: {', '.join(found)}."
-            )
-        dims = found[name].type.tensor_type.shape.dim
-        if len(dims) != len(wanted.shape):
-            raise SourceError(
-                f"{request.spec}: input {name} has rank {len(dims)}, declared {len(wanted.shape)}"
-            )
-        for dim, size in zip(dims, wanted.shape, strict=True):
-            if dim.dim_value and size not in {-1, dim.dim_value}:
-                raise SourceError(
-                    f"{request.spec}: input {name} has a fixed size {dim.dim_value}, "
-                    f"declared {size}"
-                )
-            if size > 0:
+def _with_shapes(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
+    """Return ``model`` with the sizes that are declared: also where the file fixes others."""
+    if not request.inputs:
+        return model
+    inputs = graph_inputs(model)
+    found = [_info(i, Path(request.spec)) for i in inputs]
+    names, changed = {}, False
+    for value, (wanted, _) in zip(
+        inputs, matched(request.inputs, found, request.spec), strict=True
+    ):
+        if wanted is None:
+            continue
+        names[value.name] = wanted.name
+        dims = value.type.tensor_type.shape.dim
+        for axis, (dim, size) in enumerate(zip(dims, wanted.shape, strict=True)):
+            if (dim.dim_value if dim.dim_value > 0 else -1) == size:
+                continue
+            changed = True
+            dim.Clear()
+            if size == -1:
+                dim.dim_param = "batch" if axis == 0 else f"{wanted.name}_{axis}"
+            else:
                 dim.dim_value = size
-    if declared:
-        # Shapes of the old sizes would contradict the new ones.
-        del model.graph.value_info[:]
+    _rename(model, {old: new for old, new in names.items() if old != new})
+    return _with_new_outputs(model, request) if changed else model
 
 
-def _graphs(graph: onnx.GraphProto, depth: int = 0) -> Iterator[onnx.GraphProto]:
-    if depth > _MAX_DEPTH:
-        raise SourceError(f"graphs are nested more than {_MAX_DEPTH} deep")
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node:
-                    yield from _graphs(inner, depth + 1)
+def _with_new_outputs(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelProto:
+    # Shapes of the old sizes would contradict the new ones.
+    del model.graph.value_info[:]
+    for output in model.graph.output:
+        for dim in output.type.tensor_type.shape.dim:
+            dim.Clear()
+    try:
+        return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except (shape_inference.InferenceError, ValueError, RuntimeError) as e:
+        shapes = ", ".join(f"{i.name} {list(i.shape)}" for i in request.inputs)
+        raise SourceError(
+            f"{request.spec}: cannot take the declared sizes ({shapes}): {first_line(e)}",
+            hint="Inside, it computes with other sizes; export it again with those you want.",
+        ) from e
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for inner in _graphs(graph):
-        yield from inner.node
+def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    if not names:
+        return
+    for graph in onnx_graph.graphs(model.graph):
+        for value in (*graph.input, *graph.value_info):
+            value.name = names.get(value.name, value.name)
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return shape_inference.infer_shapes(model, data_prop=True)
+    except (shape_inference.InferenceError, ValueError, RuntimeError):
+        return model
+
+
+def _output_infos(
+    model: onnx.ModelProto,
+    inferred: onnx.ModelProto,
+    inputs: Sequence[TensorInfo],
+    request: SourceRequest,
+) -> tuple[TensorInfo, ...]:
+    path = Path(request.spec)
+    outputs = tuple(_info(o, path) for o in inferred.graph.output)
+    open_ = [axis for i in inputs for axis, size in enumerate(i.shape) if size == -1]
+    is_known = all(-1 not in o.shape[1:] and o.shape for o in outputs)
+    has_batch = all(i.shape[:1] == (-1,) for i in inputs)
+    if any(open_) or (open_ and not has_batch) or (is_known and not request.inputs):
+        return outputs
+    try:
+        one, two = (_probe(model, inputs, size) for size in _PROBED_BATCHES)
+    except Exception as e:  # ONNX Runtime's errors share no base class below Exception
+        if not request.inputs or any(i.datatype.startswith(("INT", "UINT")) for i in inputs):
+            # Zeros may be no valid integers: the graph's own word must do.
+            return outputs
+        shapes = ", ".join(f"{i.name} {list(i.shape)}" for i in inputs)
+        raise SourceError(
+            f"{request.spec}: ONNX Runtime fails on the sizes {shapes}: {first_line(e)}",
+            hint="Give sizes that the model can take with --input NAME=SHAPE.",
+        ) from e
+    return tuple(
+        TensorInfo(
+            o.name,
+            o.datatype,
+            tuple(x if x == y else -1 for x, y in zip(a.shape, b.shape, strict=True)),
+        )
+        for o, a, b in zip(outputs, one, two, strict=True)
+    )
+
+
+def _probe(model: onnx.ModelProto, inputs: Sequence[TensorInfo], batch: int) -> list[NDArray[Any]]:
+    generator = np.random.default_rng(0)
+    feeds = {}
+    for info in inputs:
+        shape = tuple(batch if size == -1 else size for size in info.shape)
+        dtype = np.dtype(NUMPY_NAMES[info.datatype])
+        values = generator.random(shape) if dtype.kind == "f" else np.zeros(shape)
+        feeds[info.name] = np.asarray(values, dtype)
+    found: list[NDArray[Any]] = _session(model).run(None, feeds)
+    return found
+
+
+def _notes(opset: int, request: SourceRequest, path: Path) -> tuple[str, ...]:
+    notes = []
+    if 0 < opset < onnx_graph.TARGET_OPSET:
+        notes.append(f"converted from opset {opset} to {onnx_graph.TARGET_OPSET}")
+    model = _bare(path)
+    inputs = graph_inputs(model)
+    found = [_info(i, path) for i in inputs]
+    if request.inputs:
+        for wanted, actual in matched(request.inputs, found, request.spec):
+            pairs = zip(wanted.shape, actual.shape, strict=True) if wanted is not None else ()
+            if any(said != size and size != -1 for said, size in pairs):
+                shape = list(wanted.shape) if wanted is not None else []
+                notes.append(
+                    f"input {actual.name} taken as {shape}; the file fixes {list(actual.shape)}"
+                )
+    return tuple(notes)
+
+
+def _bare(path: Path) -> onnx.ModelProto:
+    """Return the checked model without its external data: that drops where the data lies."""
+    return onnx.load(str(path), load_external_data=False)
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
@@ -170,21 +249,19 @@ def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
     return ranks
 
 
-def _external_files(tensors: Iterable[onnx.TensorProto], folder: Path) -> list[Path]:
-    names = {
-        entry.value for tensor in tensors for entry in tensor.external_data
-        if entry.key == "location"
-    }  # fmt: skip
-    return [folder / name for name in sorted(names)]
-
-
 def _info(value: onnx.ValueInfoProto, path: Path) -> TensorInfo:
-    kind = value.type.tensor_type
+    if not value.type.HasField("tensor_type"):
+        kind = value.type.WhichOneof("value") or "nothing"
+        raise SourceError(
+            f"{path}: {value.name} is a {kind.removesuffix('_type')}, not a tensor",
+            hint="Export the model so that it takes and gives plain tensors (ZipMap off).",
+        )
+    tensor = value.type.tensor_type
     try:
-        datatype = DATATYPES[onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name]
+        datatype = DATATYPES[onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name]
     except (KeyError, TypeError) as e:
         raise SourceError(
             f"{path}: {value.name} has an element type that the wire does not know"
         ) from e
-    shape = tuple(d.dim_value if d.dim_value > 0 else -1 for d in kind.shape.dim)
+    shape = tuple(d.dim_value if d.dim_value > 0 else -1 for d in tensor.shape.dim)
     return TensorInfo(value.name, datatype, shape)  # type: ignore[arg-type]
