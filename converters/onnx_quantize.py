@@ -6,81 +6,101 @@ Heavy: imported in worker processes only.
 from __future__ import annotations
 
 import contextlib
-import random
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from aid_edge.converter import Arrays
 from aid_edge.errors import ConversionError
 from aid_edge.isolate import progress
 from aid_edge.recipe import Recipe, StaticInt8
+from converters import onnx_nncf
+from converters.onnx_calibrate import ranges
+from converters.onnx_correct import add_biases, correct_biases
 from converters.onnx_export import matching_nodes, strip
+from converters.onnx_feeds import Feeds
+from converters.onnx_graph import (
+    COMPUTE,
+    TRANSFORMER,
+    Graph,
+    downstream,
+    inferred,
+    make_constants_initializers,
+    name_nodes,
+    resolved,
+)
+from converters.onnx_planned import check_planned, count_compute
+from converters.onnx_ranges import Range
 from converters.onnx_saturation import avoid_saturation
+from converters.onnx_smooth import smooth
+from device_agent.contract.errors import AidError
 from device_agent.contract.profile import HardwareProfile
 
-_COMPUTE = ["Conv", "MatMul", "Gemm"]
-# Operators that tell a transformer, whose small float operators are better left alone: quantizing
-# each of them costs more conversions than it saves.
-_TRANSFORMER = frozenset(
-    {"LayerNormalization", "Gelu", "Erf", "SkipLayerNormalization", "Attention"}
-)
+STARVED_SHARE = 1 / 32
+"""An input of Concat with less of the shared range than this has fewer than 8 of 256 codes."""
+
+MIN_RANGE = 1e-6
+"""Width of the range of a constant activation: a scale of zero divides by zero."""
+
+
+@dataclass
+class _Work:
+    """One quantization while it goes on."""
+
+    recipe: StaticInt8
+    model: onnx.ModelProto
+    feeds: Feeds
+    excluded: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def operators(self) -> list[str]:
+        """Operator types that are quantized."""
+        present = {node.op_type for node in self.model.graph.node}
+        if present & TRANSFORMER:
+            return sorted(COMPUTE)
+        return sorted({*QDQRegistry, *QLinearOpsRegistry})
 
 
 def quantize(
     floating: Path, whole: Recipe, calibration: Arrays, profile: HardwareProfile, to: Path
-) -> None:
-    """Write the float model at ``floating`` as int8 to ``to``.
+) -> tuple[str, ...]:
+    """Write the float model at ``floating`` as int8 to ``to``, and return notes for the report.
 
     Raises:
-        ConversionError: The quantizer failed.
+        ConversionError: The quantizer failed, or what it made would not run in integers.
+        DataError: There is not enough calibration data.
     """
     recipe = whole.quantize
     if not isinstance(recipe, StaticInt8):
         raise ConversionError(f"{whole.title} is no static int8")
-    # NNCF draws from the global generators.
-    random.seed(whole.seed)
-    np.random.seed(whole.seed)  # noqa: NPY002
-    prepared = to.with_name("prepared.onnx")
-    progress(0.6, "prepare for quantization")
     try:
-        quant_pre_process(str(floating), str(prepared), skip_symbolic_shape=True)
-        model = onnx.load(str(prepared))
-        rules = [rule for rule in profile.numerics.op_rules if rule.placement == "float"]
-        excluded = sorted({name for name, _, _ in matching_nodes(model, rules) if name})
-        progress(0.7, "calibrate")
+        work = _prepare(floating, recipe, calibration, profile)
+        kept = count_compute(work.model, work.excluded)
+        if recipe.smooth_quant:
+            _smooth(work)
         if recipe.method == "nncf":
-            _by_nncf(model, recipe, calibration, excluded, to)
+            result = onnx_nncf.quantize(work.model, recipe, work.feeds, work.excluded, whole.seed)
+            if recipe.reduce_range:
+                avoid_saturation(result, work.model)
         else:
-            _by_runtime(prepared, recipe, calibration, excluded, to)
-    except ConversionError:
+            result = _by_runtime(work)
+    except AidError:
         raise
     except Exception as e:  # the quantizers raise whatever their many parts raise
         raise ConversionError(f"quantizing with {recipe.method} failed: {e}") from e
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            prepared.unlink()
     progress(0.95, "strip")
-    model = onnx.load(str(to))
-    if recipe.method == "nncf" and recipe.activations == "int8":
-        _make_signed(model)
-    if recipe.reduce_range:
-        avoid_saturation(model, onnx.load(str(floating)))
-    strip(model)
-    onnx.save(model, str(to))
+    strip(result)
+    onnx.save(result, str(to))
+    return (*work.notes, *check_planned(to, kept, profile))
 
 
 def tools(recipe: StaticInt8) -> dict[str, str]:
@@ -89,101 +109,110 @@ def tools(recipe: StaticInt8) -> dict[str, str]:
     return {name: metadata.version(name) for name in names}
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped here
-    """Gives the calibration inputs one by one."""
-
-    def __init__(self, inputs: Arrays, samples: int) -> None:
-        count = min(samples, len(next(iter(inputs.values()))))
-        self._feeds = (_feed(inputs, i, i / count) for i in range(count))
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._feeds, None)
-
-
-def _feed(inputs: Arrays, index: int, share: float) -> dict[str, Any]:
-    progress(0.7 + 0.2 * share, "calibrate")
-    return {name: array[index : index + 1] for name, array in inputs.items()}
+def prepare(floating: Path, scratch: Path) -> onnx.ModelProto:
+    """Return the float model at ``floating`` as quantizers want it: fused, named, with shapes."""
+    prepared = scratch / "prepared.onnx"
+    try:
+        quant_pre_process(str(floating), str(prepared), skip_symbolic_shape=True)
+        model = onnx.load(str(prepared))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            prepared.unlink()
+    make_constants_initializers(model)
+    name_nodes(model)
+    return model
 
 
-def _by_runtime(
-    prepared: Path, recipe: StaticInt8, calibration: Arrays, excluded: list[str], to: Path
-) -> None:
-    operators = {node.op_type for node in onnx.load(str(prepared)).graph.node}
-    quantize_static(
-        str(prepared),
-        str(to),
-        _Reader(calibration, recipe.samples),
-        quant_format=QuantFormat.QDQ,
-        per_channel=recipe.per_channel,
-        activation_type=QuantType.QUInt8 if recipe.activations == "uint8" else QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=_COMPUTE if operators & _TRANSFORMER else None,
-        nodes_to_exclude=excluded,
-        # Entropy and percentile keep every activation in memory, and entropy's defaults give the
-        # same ranges as the extremes do.
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={
-            "ActivationSymmetric": recipe.symmetric_activations,
-            "WeightSymmetric": True,
-        },
+def _prepare(
+    floating: Path, recipe: StaticInt8, calibration: Arrays, profile: HardwareProfile
+) -> _Work:
+    progress(0.55, "prepare for quantization")
+    model = prepare(floating, floating.parent)
+    rules = [rule for rule in profile.numerics.op_rules if rule.placement == "float"]
+    excluded = {name for name, _, _ in matching_nodes(model, rules) if name}
+    excluded.update(resolved(recipe.keep_float, onnx.load(str(floating)), model))
+    if not any(node.op_type in COMPUTE for node in model.graph.node):
+        raise ConversionError(
+            "there is nothing to quantize: no convolution and no matrix product outside of "
+            "control flow",
+            hint="Keep the model in float.",
+        )
+    feeds = Feeds(model, calibration, recipe.samples)
+    return _Work(recipe, model, feeds, sorted(excluded))
+
+
+def _smooth(work: _Work) -> None:
+    if count := smooth(work.model, work.feeds):
+        work.model = inferred(work.model)
+        work.notes.append(f"SmoothQuant: {count} activations smoothed")
+    else:
+        work.notes.append("SmoothQuant changed nothing: no normalized activation meets a product")
+
+
+def _by_runtime(work: _Work) -> onnx.ModelProto:
+    recipe = work.recipe
+    if recipe.bias_correction:
+        add_biases(work.model)
+    tensors = Graph(work.model).activations(work.operators)
+    found = ranges(
+        work.model, tensors, work.feeds, recipe.method, symmetric=recipe.symmetric_activations
     )
+    starved = _starved(work.model, found)
+    if starved:
+        work.notes.append(
+            f"{len(starved)} operators after a Concat of very different ranges stay float"
+        )
+        work.excluded = sorted({*work.excluded, *starved})
+    result = _quantized(work, found)
+    if recipe.bias_correction:
+        count = correct_biases(work.model, result, work.feeds)
+        work.notes.append(f"biases of {count} layers corrected")
+        result = _quantized(work, found)
+    return result
 
 
-def _by_nncf(
-    model: onnx.ModelProto, recipe: StaticInt8, calibration: Arrays, excluded: list[str], to: Path
-) -> None:
-    import nncf  # noqa: PLC0415 -- two seconds that the other method does without
-    from nncf.common.quantization.structs import QuantizationScheme  # noqa: PLC0415
-    from nncf.quantization.advanced_parameters import (  # noqa: PLC0415
-        AdvancedQuantizationParameters,
-        OverflowFix,
-        QuantizationParameters,
-    )
-
-    nncf.set_log_level(40)
-    symmetric = recipe.symmetric_activations
-    parameters = AdvancedQuantizationParameters(
-        # Per-channel activations of depthwise convolutions are not fused by ONNX Runtime.
-        activations_quantization_params=QuantizationParameters(
-            per_channel=False,
-            mode=QuantizationScheme.SYMMETRIC if symmetric else QuantizationScheme.ASYMMETRIC,
-        ),
-        weights_quantization_params=QuantizationParameters(per_channel=recipe.per_channel),
-        # Seven-bit weights; what is done instead is in onnx_saturation.
-        overflow_fix=OverflowFix.DISABLE,
-    )
-    operators = {node.op_type for node in model.graph.node}
-    samples = min(recipe.samples, len(next(iter(calibration.values()))))
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(list(_samples(calibration, samples))),
-        subset_size=samples,
-        fast_bias_correction=True,
-        model_type=nncf.ModelType.TRANSFORMER if operators & _TRANSFORMER else None,
-        ignored_scope=nncf.IgnoredScope(names=excluded) if excluded else None,
-        advanced_parameters=parameters,
-    )
-    onnx.save(quantized, str(to))
-
-
-def _make_signed(model: onnx.ModelProto) -> None:
-    """Turn unsigned activations into signed ones in place: code and zero point less 128."""
-    tensors = {t.name: t for t in model.graph.initializer}
-    points = {
-        node.input[2]
-        for node in model.graph.node
-        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}
-        and len(node.input) > 2
-        and node.input[0] not in tensors
-        and tensors[node.input[2]].data_type == onnx.TensorProto.UINT8
+def _quantized(work: _Work, found: dict[str, Range]) -> onnx.ModelProto:
+    recipe = work.recipe
+    copy = onnx.ModelProto()
+    copy.CopyFrom(work.model)
+    data = {
+        name: TensorData(
+            lowest=np.array(low, np.float32),
+            highest=np.array(max(high, low + MIN_RANGE), np.float32),
+        )
+        for name, (low, high) in found.items()
     }
-    for name in points:
-        point = numpy_helper.to_array(tensors[name]).astype(np.int16) - 128
-        tensors[name].CopyFrom(numpy_helper.from_array(point.astype(np.int8), name))
-    # It says which tensors are unsigned.
-    del model.graph.value_info[:]
+    quantizer = QDQQuantizer(
+        copy,
+        recipe.per_channel,
+        False,  # seven-bit weights; what is done instead is in onnx_saturation
+        QuantType.QInt8,
+        QuantType.QUInt8 if recipe.activations == "uint8" else QuantType.QInt8,
+        TensorsData(CalibrationMethod.MinMax, data),
+        [],
+        work.excluded,
+        work.operators,
+        {"ActivationSymmetric": recipe.symmetric_activations, "WeightSymmetric": True},
+    )
+    quantizer.quantize_model()
+    result: onnx.ModelProto = quantizer.model.model
+    if recipe.reduce_range:
+        avoid_saturation(result, work.model)
+    return result
 
 
-def _samples(inputs: Arrays, count: int) -> Iterator[dict[str, Any]]:
-    for i in range(count):
-        yield {name: array[i : i + 1] for name, array in inputs.items()}
+def _starved(model: onnx.ModelProto, found: dict[str, Range]) -> set[str]:
+    """Return the nodes from a Concat on whose inputs have ranges too different to share.
+
+    Detectors join boxes in pixels and scores between 0 and 1; scores would have no codes left.
+    """
+    graph = Graph(model)
+    names: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "Concat":
+            continue
+        sizes = [max(-found[n][0], found[n][1]) for n in node.input if n in found]
+        live = [size for size in sizes if size > 0]
+        if live and min(live) < STARVED_SHARE * max(live):
+            names.update(after.name for after in downstream(node, graph))
+    return names

@@ -22,8 +22,13 @@ class OnnxRuntimeConverter:
 
     runtime: ClassVar[str] = "onnx_runtime"
     accepts: ClassVar[frozenset[str]] = frozenset({"torch", "keras", "onnx"})
-    methods: ClassVar[frozenset[str]] = frozenset({"float32", "static-int8", "static-int8-nncf"})
-    reads: ClassVar[tuple[str, ...]] = ("runtime.opset_max", "shapes.static", "numerics.op_rules")
+    methods: ClassVar[frozenset[str]] = frozenset(
+        {"float32", "static-int8", "static-int8-percentile", "static-int8-entropy",
+         "static-int8-mse", "static-int8-nncf", "bias-correction", "smooth-quant", "keep-float"}
+    )  # fmt: skip
+    reads: ClassVar[tuple[str, ...]] = (
+        "arch", "runtime.opset_max", "shapes.static", "numerics.op_rules",
+    )  # fmt: skip
 
     def check(self, model: SourceModel, profile: HardwareProfile) -> None:
         """Return if ``model`` can be converted for ``profile``; does no work.
@@ -65,11 +70,10 @@ class OnnxRuntimeConverter:
             return Artifact(final, tools=onnx_export.tools(model))
         if calibration is None:
             raise ConversionError(f"{recipe.title} needs calibration data")
-        onnx_quantize.quantize(floating, recipe, calibration, profile, final)
+        notes = onnx_quantize.quantize(floating, recipe, calibration, profile, final)
         floating.unlink()
-        return Artifact(
-            final, tools=onnx_export.tools(model) | onnx_quantize.tools(recipe.quantize)
-        )
+        tools = onnx_export.tools(model) | onnx_quantize.tools(recipe.quantize)
+        return Artifact(final, tools=tools, notes=notes)
 
 
 def opset_for(profile: HardwareProfile) -> int:

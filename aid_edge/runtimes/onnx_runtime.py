@@ -87,10 +87,21 @@ def place(path: Path, scratch: Path) -> Placement:
     """Return where operators run; see :func:`aid_edge.runtimes.placement`."""
     import onnx  # noqa: PLC0415 -- only in worker processes
 
-    planned, unsigned = scratch / "planned.onnx", scratch / "unsigned.onnx"
+    unsigned = scratch / "unsigned.onnx"
     # Only Arm fuses signed activations: plan their unsigned twin, which x86 fuses alike.
     onnx.save(_unsigned(onnx.load(str(path))), str(unsigned))
-    _session(unsigned, 1, exact=False, optimized=planned)
+    return plan(unsigned, scratch)
+
+
+def plan(path: Path, scratch: Path) -> Placement:
+    """Return where operators run on this machine's kind of processor.
+
+    Unlike :func:`place`, signed activations are not planned as if this were an Arm processor.
+    """
+    import onnx  # noqa: PLC0415 -- only in worker processes
+
+    planned = scratch / "planned.onnx"
+    _session(path, 1, exact=False, optimized=planned)
     graph = onnx.load(str(planned)).graph
     operators = Counter(node.op_type for node in graph.node)
     return counted(operators, _INTEGER, _FLOATING)
