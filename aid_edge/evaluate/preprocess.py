@@ -10,7 +10,15 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from aid_edge.errors import DataError
-from device_agent.contract.manifest import CenterCrop, Layout, Normalize, PreprocessStep, Resize
+from device_agent.contract.manifest import (
+    CenterCrop,
+    Channels,
+    Layout,
+    Normalize,
+    PreprocessStep,
+    Rescale,
+    Resize,
+)
 from device_agent.contract.tensors import TensorInfo
 
 _FILTERS = {
@@ -30,7 +38,7 @@ def image_channels(tensor: TensorInfo, steps: Sequence[PreprocessStep]) -> int:
         DataError: The input does not take images: not of rank 4, 1 or 3 channels, FP32 or UINT8.
     """
     if len(tensor.shape) == _IMAGE_RANK and tensor.datatype in _DTYPES:
-        channels = tensor.shape[1] if _order(tensor, steps) == "NCHW" else tensor.shape[3]
+        channels = tensor.shape[1] if axis_order(tensor, steps) == "NCHW" else tensor.shape[3]
         if channels in _MODES:
             return channels
     raise DataError(
@@ -45,7 +53,7 @@ def prepare(
     """Return ``image`` as the model's input ``tensor`` takes it, without the batch axis.
 
     The image is turned upright (EXIF) and made gray or RGB first. Values are 0 to 255 until a
-    ``normalize`` step changes them.
+    ``rescale`` or ``normalize`` step changes them; steps are carried out in order.
 
     Returns:
         Shape [C, H, W] or [H, W, C], of the tensor's element type.
@@ -55,30 +63,45 @@ def prepare(
     """
     mode = _MODES[image_channels(tensor, steps)]
     picture = ImageOps.exif_transpose(image).convert(mode)
-    normalize: Normalize | None = None
+    pixels: npt.NDArray[Any] | None = None
     for step in steps:
-        if isinstance(step, Resize | CenterCrop) and normalize is not None:
-            raise DataError("preprocess: resize and center-crop must stand before normalize")
-        if isinstance(step, Resize):
-            picture = _resize(picture, step)
-        elif isinstance(step, CenterCrop):
-            picture = _crop(picture, step)
-        elif isinstance(step, Normalize):
-            normalize = step
-    pixels = np.asarray(picture)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if normalize is not None:
-        pixels = _normalize(pixels, normalize)
-    if _order(tensor, steps) == "NCHW":
+        if isinstance(step, Resize | CenterCrop):
+            if pixels is not None:
+                raise DataError(
+                    "preprocess: resize and center-crop must stand before normalize, rescale and "
+                    "channels"
+                )
+            picture = _resize(picture, step) if isinstance(step, Resize) else _crop(picture, step)
+        elif isinstance(step, Channels | Rescale | Normalize):
+            pixels = _valued(_pixels(picture) if pixels is None else pixels, step)
+    pixels = _pixels(picture) if pixels is None else pixels
+    if axis_order(tensor, steps) == "NCHW":
         pixels = pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels, dtype=_DTYPES[tensor.datatype])
 
 
-def _order(tensor: TensorInfo, steps: Sequence[PreprocessStep]) -> str:
+def axis_order(tensor: TensorInfo, steps: Sequence[PreprocessStep]) -> str:
+    """Return ``NCHW`` or ``NHWC``: as declared, else as the shape of the input says."""
     for step in steps:
         if isinstance(step, Layout):
             return step.order
     return "NCHW" if tensor.shape[1] in _MODES else "NHWC"
+
+
+def _pixels(picture: Image.Image) -> npt.NDArray[Any]:
+    pixels = np.asarray(picture)
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _valued(pixels: npt.NDArray[Any], step: Channels | Rescale | Normalize) -> npt.NDArray[Any]:
+    """Return pixels [H, W, C] with a step carried out that changes values, not places."""
+    if isinstance(step, Channels):
+        return pixels[..., ::-1] if step.order == "BGR" else pixels
+    if isinstance(step, Rescale):
+        return np.asarray(
+            pixels.astype(np.float32) * np.float32(step.scale) + np.float32(step.offset)
+        )
+    return _normalize(pixels, step)
 
 
 def _resize(picture: Image.Image, step: Resize) -> Image.Image:
