@@ -1,4 +1,4 @@
-"""ONNX Runtime: float and static int8 ONNX models."""
+"""ONNX Runtime: ONNX models in float, in int8, and with small weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 from aid_edge.converter import Arrays, Artifact
 from aid_edge.errors import ConversionError, UnsupportedModelError
 from aid_edge.model import SourceModel
-from aid_edge.recipe import Recipe, StaticInt8
+from aid_edge.recipe import DynamicInt8, Float16, Float32, Recipe, StaticInt8, WeightOnly
 from aid_edge.sources.operators import refused, shape_refusals
 from device_agent.contract.profile import HardwareProfile
 
@@ -23,11 +23,12 @@ class OnnxRuntimeConverter:
     runtime: ClassVar[str] = "onnx_runtime"
     accepts: ClassVar[frozenset[str]] = frozenset({"torch", "keras", "onnx"})
     methods: ClassVar[frozenset[str]] = frozenset(
-        {"float32", "static-int8", "static-int8-percentile", "static-int8-entropy",
+        {"float32", "float16", "dynamic-int8", "weight-only-int8", "weight-only-int4",
+         "static-int8", "static-int8-percentile", "static-int8-entropy",
          "static-int8-mse", "static-int8-nncf", "bias-correction", "smooth-quant", "keep-float"}
     )  # fmt: skip
     reads: ClassVar[tuple[str, ...]] = (
-        "arch", "runtime.opset_max", "shapes.static", "numerics.op_rules",
+        "arch", "isa", "runtime.opset_max", "shapes.static", "numerics.op_rules",
     )  # fmt: skip
 
     def check(self, model: SourceModel, profile: HardwareProfile) -> None:
@@ -60,19 +61,27 @@ class OnnxRuntimeConverter:
     ) -> Artifact:
         """Write ``model.onnx`` into ``out``; see :class:`aid_edge.converter.Converter`."""
         # The toolchain takes seconds to import and is only there with the extra `convert`.
-        from converters import onnx_export, onnx_quantize  # noqa: PLC0415
+        from converters import onnx_export, onnx_quantize, onnx_weights  # noqa: PLC0415
 
         final = out / "model.onnx"
         floating = out / "float.onnx"
         onnx_export.export(model, profile, opset_for(profile), floating)
-        if not isinstance(recipe.quantize, StaticInt8):
+        tools = onnx_export.tools(model)
+        how = recipe.quantize
+        if isinstance(how, Float32):
             floating.rename(final)
-            return Artifact(final, tools=onnx_export.tools(model))
-        if calibration is None:
-            raise ConversionError(f"{recipe.title} needs calibration data")
-        notes = onnx_quantize.quantize(floating, recipe, calibration, profile, final)
+            return Artifact(final, tools=tools)
+        if isinstance(how, StaticInt8):
+            if calibration is None:
+                raise ConversionError(f"{recipe.title} needs calibration data")
+            notes = onnx_quantize.quantize(floating, recipe, calibration, profile, final)
+            tools |= onnx_quantize.tools(how)
+        elif isinstance(how, Float16 | WeightOnly | DynamicInt8):
+            notes = onnx_weights.convert(floating, how, profile, final)
+            tools |= onnx_weights.tools()
+        else:
+            raise ConversionError(f"{self.runtime} has no {recipe.title}")
         floating.unlink()
-        tools = onnx_export.tools(model) | onnx_quantize.tools(recipe.quantize)
         return Artifact(final, tools=tools, notes=notes)
 
 
