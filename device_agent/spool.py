@@ -15,10 +15,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from device_agent.contract.messages import Event, Feedback, SpoolState, Telemetry
+from device_agent.contract.messages import Event, Feedback, SpoolState, Telemetry, TrialResult
 from device_agent.errors import SpoolError
 
-Record = Event | Telemetry | Feedback
+Record = Event | Telemetry | Feedback | TrialResult
 """What is spooled."""
 
 RECORD_OVERHEAD_BYTES = 64
@@ -45,6 +45,7 @@ _YIELDS_FIRST = ("telemetry", "event", "feedback")
 _KINDS: dict[type[Record], str] = {
     Telemetry: "telemetry",
     Event: "event",
+    TrialResult: "event",
     Feedback: "feedback",
 }
 

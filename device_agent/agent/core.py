@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
+
 from device_agent.agent.home import AgentHome, ApiAddress
 from device_agent.agent.uplink import Address, Handlers, Uplink
 from device_agent.agent.verifier import Office, Verifier
@@ -25,6 +27,7 @@ from device_agent.contract.messages import (
     ModelWindow,
     ReleaseRef,
     Telemetry,
+    TrialResult,
     encode,
 )
 from device_agent.contract.topics import Channel
@@ -37,6 +40,7 @@ from device_agent.deployment.release import Device, installed_runtimes
 from device_agent.deployment.slots import Slots
 from device_agent.deployment.stage import WorkerStage, WorkerTeller
 from device_agent.deployment.table import State
+from device_agent.deployment.trials import TrialEnd, TrialEquipment, Trials
 from device_agent.errors import SandboxError, SpoolError, StoreError, TransportError
 from device_agent.serving.api import Api
 from device_agent.serving.http import Bounds, HttpServer
@@ -113,18 +117,26 @@ class Agent:
         )
         device = Device(home.profile, self._runtimes)
         fetch_limits = FetchLimits(limits.fetch_window_chunks, limits.fetch_stall_s)
-        self._controller = Controller(
-            Equipment(
-                slots=Slots(home.path),
-                journal=JournalFile(home.journal),
-                delivery=Delivery(self._link, device, fetch_limits),
+        equipment = Equipment(
+            slots=Slots(home.path),
+            journal=JournalFile(home.journal),
+            delivery=Delivery(self._link, device, fetch_limits),
+            stage=self._stage,
+            device=device,
+            state_timeout_s=limits.state_timeout_s,
+            releases_kept=limits.releases_kept,
+        )
+        trials = Trials(
+            TrialEquipment(
+                slots=equipment.slots,
+                delivery=equipment.delivery,
                 stage=self._stage,
                 device=device,
-                state_timeout_s=limits.state_timeout_s,
-                releases_kept=limits.releases_kept,
-            ),
-            self,
+                book=home.trials,
+                tell=self._trial_ended,
+            )
         )
+        self._controller = Controller(equipment, self, trials=trials)
         office = Office(
             controller=self._controller,
             addressee=(config.fleet, config.device),
@@ -359,6 +371,35 @@ class Agent:
                 state=state[:MAX_TEXT_CHARACTERS],
                 release=release,
                 detail=detail[:MAX_TEXT_CHARACTERS],
+            )
+
+        self._spool_record(make)
+
+    def _trial_ended(self, end: TrialEnd) -> None:
+        now_unix_s, tried = time.time(), end.tried
+
+        def make(seq: int, floor: int) -> TrialResult:
+            result = TrialResult(
+                boot_id=self._boot_id,
+                seq=seq,
+                floor=floor,
+                at_unix_s=now_unix_s,
+                trial=end.trial.id,
+                release=end.trial.release,
+                outcome="ok" if tried is not None else "failed",
+                reason=end.reason[:MAX_TEXT_CHARACTERS],
+                runtime=end.runtime,
+                threads=end.threads,
+            )
+            if tried is None:
+                return result
+            return msgspec.structs.replace(
+                result,
+                runtime_version=tried.runtime_version,
+                latencies_s=tried.latencies_s,
+                load_s=tried.load_s,
+                peak_rss_bytes=tried.peak_rss_bytes,
+                served=tried.served,
             )
 
         self._spool_record(make)

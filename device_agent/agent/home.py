@@ -53,6 +53,11 @@ class AgentHome:
         return self.state / "deployment.json"
 
     @property
+    def trials(self) -> Path:
+        """Trials that wait, and those that are done."""
+        return self.state / "trials.json"
+
+    @property
     def spool(self) -> Path:
         """Records that the hub has not acknowledged."""
         return self.state / "spool.sqlite"

@@ -19,6 +19,7 @@ from device_agent.contract.errors import (
 from device_agent.contract.names import digest_of
 from device_agent.deployment.controller import Controller
 from device_agent.deployment.release import Wanted
+from device_agent.deployment.trials import WantedTrial
 from device_agent.deployment.wish import Wish
 from device_agent.errors import DownloadError, StoreError, TransportError
 from device_agent.transport import Backoff
@@ -140,6 +141,9 @@ def wish_of(verified: VerifiedDesired, digest: str) -> Wish:
         not_after_unix_s=verified.desired.not_after_unix_s,
         target=Wanted(active.release, active.size, active.counter) if active else None,
         has_candidate="candidate" in by_slot,
+        trials=tuple(
+            WantedTrial(trial=t.trial, size=t.size, refusal=t.refusal) for t in verified.trials
+        ),
     )
 
 

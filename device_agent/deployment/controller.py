@@ -24,6 +24,7 @@ from device_agent.deployment.release import (
 )
 from device_agent.deployment.report import report_of
 from device_agent.deployment.table import BUSY, INTERRUPTIBLE, Event, State, advance
+from device_agent.deployment.trials import PutOffError, Trials
 from device_agent.deployment.wish import Wish, meaning_of
 from device_agent.errors import AgentError, DownloadError, StoreError, TransportError
 from device_agent.transport import Backoff
@@ -63,6 +64,7 @@ class Controller:
     Args:
         equipment: What it works with.
         tell: Who is told.
+        trials: Done while the deployment is at rest.
         now_unix_s: The wall clock.
 
     Raises:
@@ -74,12 +76,14 @@ class Controller:
         equipment: Equipment,
         tell: Teller,
         *,
+        trials: Trials | None = None,
         now_unix_s: Callable[[], float] = time.time,
     ) -> None:
         self._has = equipment
         self._tell = tell
         self._now_unix_s = now_unix_s
         self._journal = equipment.journal.load()
+        self._trials = trials
         self._serving: ReleaseRef | None = None
         self._progress: float | None = None
         self._told_s = 0.0
@@ -108,6 +112,8 @@ class Controller:
         with self._news:
             if self._wish is None or wish.revision >= self._wish.revision:
                 self._wish = wish
+                if self._trials is not None:
+                    self._trials.want(wish.trials)
             self._news.notify_all()
 
     def refuse(self, reason: str, revision: int = 0) -> None:
@@ -203,9 +209,20 @@ class Controller:
                 found = self._next_event()
                 if found is not None:
                     return found
-                if self._wish is None and self._crash is None:
-                    left_s = self._retry_at_s - time.monotonic()
+                if self._wish is not None or self._crash is not None:
+                    continue
+                trial_at_s = self._trials.due_s if self._trials is not None else _NEVER
+                if (left_s := min(self._retry_at_s, trial_at_s) - time.monotonic()) > 0:
                     self._news.wait(min(max(left_s, 0.01), MAX_WAIT_S))
+                    continue
+            if self._trials is not None and self._trials.is_due:
+                self._trials.do_one(self._go_on_trying)
+
+    def _go_on_trying(self) -> None:
+        with self._news:
+            self._check_stop()
+            if self._wish is not None or self._crash is not None:
+                raise PutOffError
 
     def _next_event(self) -> tuple[Event, str] | None:
         if self._crash is not None:

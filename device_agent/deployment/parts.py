@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from device_agent.contract.desired import Trial
 from device_agent.contract.manifest import Manifest
 from device_agent.contract.messages import ReleaseRef
 from device_agent.deployment.delivery import Delivery
@@ -25,6 +26,22 @@ class LocalRelease:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What a trial measured.
+
+    Attributes:
+        latencies_s: Of the runtime's call alone, one per run, in order.
+        served: Requests that were answered meanwhile.
+    """
+
+    latencies_s: tuple[float, ...]
+    peak_rss_bytes: int
+    load_s: float
+    runtime_version: str
+    served: int
+
+
 class Stage(Protocol):
     """What holds models in workers: at most one that serves and one candidate."""
 
@@ -37,6 +54,9 @@ class Stage(Protocol):
     @property
     def candidate(self) -> LocalRelease | None:
         """The candidate, if there is one."""
+
+    def try_out(self, release: LocalRelease, trial: Trial, timeout_s: float) -> Tried:
+        """Prove and time a release in a worker of its own. Raises SandboxError, ProvingError."""
 
     def promote(self) -> None:
         """Let the candidate serve; the one before answers what it has begun, and ends."""

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from device_agent.contract.desired import Trial
 from device_agent.contract.messages import ReleaseRef
-from device_agent.deployment.parts import LocalRelease
+from device_agent.deployment.parts import LocalRelease, Tried
+from device_agent.deployment.proving import judge
 from device_agent.errors import ProvingError, SandboxError
 from device_agent.serving.models import ModelTable, ServedModel
 from device_agent.telemetry.recorder import Recorder
@@ -94,6 +96,28 @@ class WorkerStage:
         if candidate is None:
             raise ProvingError("there is no candidate to prove")
         return candidate[1].prove(timeout_s=timeout_s)
+
+    def try_out(self, release: LocalRelease, trial: Trial, timeout_s: float) -> Tried:
+        """Prove and time a release in a worker of its own; what serves is not touched.
+
+        Raises:
+            SandboxError: It cannot be loaded, proven or measured within its limits.
+            ProvingError: It did not prove itself.
+        """
+        before = self._recorder.requests
+        with self._start(release) as worker:
+            until_s = time.monotonic() + timeout_s
+            judge(worker.prove(timeout_s=timeout_s), release.manifest)
+            left_s = max(1.0, until_s - time.monotonic())
+            measured = worker.measure(trial.runs, trial.warmup, timeout_s=left_s)
+            loaded = worker.loaded
+        return Tried(
+            latencies_s=measured.latencies_s,
+            peak_rss_bytes=measured.peak_rss_bytes,
+            load_s=loaded.load_s if loaded else 0.0,
+            runtime_version=loaded.runtime_version if loaded else "",
+            served=self._recorder.requests - before,
+        )
 
     @property
     def candidate(self) -> LocalRelease | None:

@@ -8,6 +8,7 @@ from device_agent.contract.messages import ReleaseRef
 from device_agent.deployment.journal import Journal
 from device_agent.deployment.release import Wanted
 from device_agent.deployment.table import Event, State
+from device_agent.deployment.trials import WantedTrial
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Wish:
         envelope: Digest of the signed bytes.
         target: The release for the active slot, if any.
         has_candidate: It names a candidate slot too.
+        trials: Releases to be measured.
     """
 
     revision: int
@@ -25,6 +27,7 @@ class Wish:
     not_after_unix_s: float
     target: Wanted | None
     has_candidate: bool = False
+    trials: tuple[WantedTrial, ...] = ()
 
 
 def meaning_of(wish: Wish, journal: Journal, serving: ReleaseRef | None) -> Event | None:

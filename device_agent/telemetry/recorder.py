@@ -49,6 +49,12 @@ class Recorder:
         self._lock = threading.Lock()
         self._start_unix_s = now_unix_s
         self._windows: dict[ReleaseRef, _Window] = {}
+        self._requests = 0
+
+    @property
+    def requests(self) -> int:
+        """Requests that were counted since the start."""
+        return self._requests
 
     def record(
         self,
@@ -73,6 +79,7 @@ class Recorder:
             confidence: Its probability, 0 to 1.
         """
         with self._lock:
+            self._requests += 1
             window = self._window(release)
             window.outcomes[outcome] = window.outcomes.get(outcome, 0) + 1
             for phase, seconds in (("queue", queue_s), ("compute", compute_s), ("total", total_s)):

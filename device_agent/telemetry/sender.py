@@ -13,15 +13,12 @@ from device_agent.contract.errors import ContractError
 from device_agent.contract.messages import (
     INITIAL_CREDIT_RECORDS,
     Ack,
-    Event,
-    Feedback,
-    Telemetry,
     decode,
     encode,
 )
 from device_agent.contract.topics import Channel
 from device_agent.errors import SpoolError, TransportError
-from device_agent.spool import Spool, Spooled
+from device_agent.spool import Record, Spool, Spooled
 
 RESEND_AFTER_S = 15.0
 """Without an ack for this long, what is on its way counts as lost."""
@@ -187,6 +184,6 @@ def with_floor(record: Spooled) -> bytes:
     except ContractError:
         # An older version of the agent may have made it; the hub judges it as it is.
         return record.payload
-    if not isinstance(message, Event | Telemetry | Feedback) or message.floor == record.floor:
+    if not isinstance(message, Record) or message.floor == record.floor:
         return record.payload
     return encode(msgspec.structs.replace(message, floor=min(record.floor, message.seq)))

@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from device_agent.contract import errors as words
-from device_agent.contract.desired import Desired
+from device_agent.contract.desired import Desired, Trial
 from device_agent.contract.errors import AidError, MalformedMessageError, MessageTooLargeError
 from device_agent.contract.manifest import Digest, Identifier, Natural, Positive
 from device_agent.contract.messages import MAX_METADATA_BYTES, ReleaseRef, Slot
@@ -62,17 +62,32 @@ class VerifiedRelease(msgspec.Struct, frozen=True, kw_only=True):
         return self.release.digest
 
 
+class VerifiedTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """A trial that the director wants, with what the publisher has signed about its release.
+
+    Attributes:
+        size: Bytes of the OCI image manifest; 0 when the release is refused.
+        refusal: Why the release is refused; empty when it is not.
+    """
+
+    trial: Trial
+    size: Natural = 0
+    refusal: str = ""
+
+
 class VerifiedDesired(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag="done"):
     """A desired state that may be carried out.
 
     Attributes:
         releases: One for each of its slots, in order.
+        trials: One for each of its trials, in order; one that is refused says why.
         clock_floor_unix_s: No time before this is true: the newest signed time that was verified.
     """
 
     desired: Desired
     releases: tuple[VerifiedRelease, ...]
     clock_floor_unix_s: float
+    trials: tuple[VerifiedTrial, ...] = ()
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame", tag="task"):

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from device_agent.contract.desired import DesiredSlot
+from device_agent.contract.desired import Trial
 from device_agent.contract.errors import (
     AidError,
     DigestMismatchError,
@@ -19,6 +19,7 @@ from device_agent.contract.errors import (
     WrongDeviceError,
 )
 from device_agent.contract.manifest import MAX_IMAGE_MANIFEST_BYTES
+from device_agent.contract.messages import ReleaseRef
 from device_agent.contract.trust import COUNTER_FIELD, parse_target_path, target_path
 from device_agent.trust.director import open_envelope
 from device_agent.trust.frames import (
@@ -29,6 +30,7 @@ from device_agent.trust.frames import (
     Task,
     VerifiedDesired,
     VerifiedRelease,
+    VerifiedTrial,
     refusal,
 )
 from device_agent.trust.repository import SignedTargets, clock_floor_unix_s, refresh
@@ -48,7 +50,7 @@ def verify(task: Task, pipes: Pipes) -> VerifiedDesired:
     folder = Path(task.metadata_folder)
     floor = clock_floor_unix_s(folder, task.root)
     check_not_after(desired, now_unix_s=max(floor, task.now_unix_s))
-    if not desired.slots:
+    if not desired.slots and not desired.trials:
         return VerifiedDesired(desired=desired, releases=(), clock_floor_unix_s=floor)
 
     def ask(name: str, max_bytes: int) -> bytes | None:
@@ -59,13 +61,31 @@ def verify(task: Task, pipes: Pipes) -> VerifiedDesired:
     # The metadata just verified may say that it is later than was known before.
     floor = clock_floor_unix_s(folder, task.root)
     check_not_after(desired, now_unix_s=max(floor, task.now_unix_s))
-    releases = tuple(_release(slot, targets, task.expected.profile) for slot in desired.slots)
-    return VerifiedDesired(desired=desired, releases=releases, clock_floor_unix_s=floor)
+    profile = task.expected.profile
+    releases = tuple(
+        VerifiedRelease(
+            slot=slot.slot, release=slot.release, counter=slot.counter,
+            size=_size(slot.release, slot.counter, targets, profile),
+        )
+        for slot in desired.slots
+    )  # fmt: skip
+    trials = tuple(_trial(trial, targets, profile) for trial in desired.trials)
+    return VerifiedDesired(
+        desired=desired, releases=releases, clock_floor_unix_s=floor, trials=trials
+    )
 
 
-def _release(slot: DesiredSlot, targets: SignedTargets, profile: str) -> VerifiedRelease:
-    """Return what signed targets metadata says of the release that the director names."""
-    ref = slot.release
+def _trial(trial: Trial, targets: SignedTargets, profile: str) -> VerifiedTrial:
+    """Return a trial with its release's size, or why the release is refused (M-4.10-2)."""
+    try:
+        size = _size(trial.release, trial.counter, targets, profile)
+    except TrustError as e:
+        return VerifiedTrial(trial=trial, refusal=str(e))
+    return VerifiedTrial(trial=trial, size=size)
+
+
+def _size(ref: ReleaseRef, counter: int, targets: SignedTargets, profile: str) -> int:
+    """Return the size of the image manifest of a release, as signed targets metadata has it."""
     title = f"{ref.name}@{ref.version}"
     path = target_path(ref.name, profile, ref.version)
     target = targets.get(path)
@@ -79,9 +99,9 @@ def _release(slot: DesiredSlot, targets: SignedTargets, profile: str) -> Verifie
         if target is None:
             raise UnverifiableError(f"the publisher has signed no {title} for profile {profile}")
         raise DigestMismatchError(path, target.digest, ref.digest)
-    if target.custom.get(COUNTER_FIELD) != slot.counter:
+    if target.custom.get(COUNTER_FIELD) != counter:
         raise TrustError(
-            f"{title}: the director says release counter {slot.counter}, "
+            f"{title}: the director says release counter {counter}, "
             f"the publisher {target.custom.get(COUNTER_FIELD)!r}"
         )
     if not 0 < target.size <= MAX_IMAGE_MANIFEST_BYTES:
@@ -89,7 +109,7 @@ def _release(slot: DesiredSlot, targets: SignedTargets, profile: str) -> Verifie
             f"the image manifest of {title} has {target.size} bytes; "
             f"at most {MAX_IMAGE_MANIFEST_BYTES} are allowed"
         )
-    return VerifiedRelease(slot=slot.slot, release=ref, counter=slot.counter, size=target.size)
+    return target.size
 
 
 def main() -> int:

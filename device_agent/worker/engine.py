@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from device_agent.contract.manifest import MAX_BLOB_BYTES
 from device_agent.contract.tensors import Tensor, decode_frame
 from device_agent.worker import arrays
 from device_agent.worker.runtimes import open_model
-from device_agent.worker.wire import Inferred, Load, Proof
+from device_agent.worker.wire import Inferred, Load, Measure, Measured, Proof
 
 PROVE_RUNS_MIN = 20
 PROVE_RUNS_MAX = 200
@@ -89,6 +90,33 @@ class Engine:
             p95_s=arrays.quantile(times_s, 0.95),
             peak_rss_bytes=_peak_rss_bytes(),
             runs=len(times_s),
+        )
+
+    def measure(self, request: Measure) -> Measured:
+        """Time the model on its golden inputs in turn, one inference after another.
+
+        Raises:
+            MalformedMessageError: The golden blob is missing, or not of this model.
+            InputRefusedError: The runtime refuses the inputs.
+            MemoryError: It needs more memory than is allowed.
+        """
+        feeds = [
+            {name: arrays.array_of(t) for name, t in inputs.items()} for inputs, _ in self._golden()
+        ]
+        times_s = []
+        gc.disable()
+        try:
+            for number in range(request.warmup + request.runs):
+                feed = feeds[number % len(feeds)]
+                start_s = time.perf_counter()
+                self._model.run(feed)
+                times_s.append(time.perf_counter() - start_s)
+        finally:
+            gc.enable()
+        return Measured(
+            seq=request.seq,
+            latencies_s=tuple(times_s[request.warmup :]),
+            peak_rss_bytes=_peak_rss_bytes(),
         )
 
     def _golden(self) -> list[_Vector]:

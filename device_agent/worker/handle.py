@@ -35,6 +35,8 @@ from device_agent.worker.wire import (
     Inferred,
     Load,
     Loaded,
+    Measure,
+    Measured,
     Proof,
     Prove,
     Proved,
@@ -251,6 +253,40 @@ class Worker:
             raise WorkerCrashedError("the worker answered a proof with something else")
         return answer.proof
 
+    def measure(self, runs: int, warmup: int, *, timeout_s: float) -> Measured:
+        """Time the model on its golden inputs in the worker.
+
+        Args:
+            runs: Measured inferences.
+            warmup: Inferences before them that are not measured.
+            timeout_s: The worker is killed when it takes longer.
+
+        Raises:
+            RequestRefusedError: The golden blob cannot be used with this model.
+            LimitExceededError: The memory limit was reached.
+            WorkerTimeoutError: It took longer than ``timeout_s`` seconds and was killed.
+            WorkerCrashedError: The worker is dead.
+        """
+        until_s = time.monotonic() + timeout_s
+
+        def request(seq: int) -> Measure:
+            return Measure(seq, runs, warmup)
+
+        with self._lock:
+            try:
+                _, meta = self._ask(request, (), until_s, timeout_s, timeout_s)
+            except MissedDeadlineError as e:
+                raise self._kill(
+                    WorkerTimeoutError(
+                        f"{warmup + runs} inferences did not run within {timeout_s:g} s",
+                        limit_s=timeout_s,
+                    )
+                ) from e
+        answer = body_of(meta, Measured)
+        if answer is None:
+            raise WorkerCrashedError("the worker answered a measurement with something else")
+        return answer
+
     def close(self) -> None:
         """End the process and wait until it is gone; may be called twice."""
         self._closing = True
@@ -293,7 +329,7 @@ class Worker:
 
     def _ask(
         self,
-        kind: type[Infer | Prove],
+        kind: Callable[[int], Infer | Prove | Measure],
         inputs: Sequence[Tensor],
         until_s: float,
         deadline_s: float,

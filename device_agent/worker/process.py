@@ -26,6 +26,8 @@ from device_agent.worker.wire import (
     Inferred,
     Load,
     Loaded,
+    Measure,
+    Measured,
     Prove,
     Proved,
     body_of,
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
             return 3
         while True:
             tensors, meta = channel.receive(until_s=None)
-            request = body_of(meta, Infer) or body_of(meta, Prove)
+            request = body_of(meta, Infer) or body_of(meta, Prove) or body_of(meta, Measure)
             if request:
                 _answer(channel, engine, request, tensors)
     except (EOFError, ConnectionError, TimeoutError):
@@ -98,14 +100,18 @@ def _start(channel: Channel, load: Load) -> Engine | None:
     return None
 
 
-def _answer(channel: Channel, engine: Engine, request: Infer | Prove, given: list[Tensor]) -> None:
+def _answer(
+    channel: Channel, engine: Engine, request: Infer | Prove | Measure, given: list[Tensor]
+) -> None:
     outputs: list[Tensor] = []
-    answer: Inferred | Proved | Fault
+    answer: Inferred | Proved | Measured | Fault
     try:
         if isinstance(request, Infer):
             answer, outputs = engine.infer(request.seq, given)
-        else:
+        elif isinstance(request, Prove):
             answer = Proved(request.seq, engine.prove())
+        else:
+            answer = engine.measure(request)
     except AidError as e:
         answer = Fault(seq=request.seq, code=e.code, message=str(e), hint=e.hint)
     except MemoryError as e:
@@ -114,7 +120,9 @@ def _answer(channel: Channel, engine: Engine, request: Infer | Prove, given: lis
 
 
 def _tell(
-    channel: Channel, body: Fault | Inferred | Loaded | Proved, tensors: Sequence[Tensor] = ()
+    channel: Channel,
+    body: Fault | Inferred | Loaded | Proved | Measured,
+    tensors: Sequence[Tensor] = (),
 ) -> None:
     channel.send(body, tensors, until_s=time.monotonic() + ANSWER_TIMEOUT_S)
 

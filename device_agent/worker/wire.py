@@ -110,6 +110,27 @@ class Proved(msgspec.Struct, frozen=True):
     proof: Proof
 
 
+class Measure(msgspec.Struct, frozen=True):
+    """Asks the worker to time the model on its golden inputs, one inference after another."""
+
+    seq: int
+    runs: int = 100
+    warmup: int = 10
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome of :class:`Measure`.
+
+    Attributes:
+        latencies_s: Of the runtime's call alone, one per run, warm-up runs left out, in order.
+        peak_rss_bytes: Largest resident set of the worker process so far.
+    """
+
+    seq: int
+    latencies_s: tuple[float, ...]
+    peak_rss_bytes: int
+
+
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """The worker could not do what was asked; it serves on unless it was loading.
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from device_agent.contract.chunk import Chunk, encode_chunk
+from device_agent.contract.desired import Trial
 from device_agent.contract.manifest import (
     ARTIFACT_TYPE,
     CHUNK_BYTES,
@@ -44,8 +45,9 @@ from device_agent.contract.names import digest_of
 from device_agent.contract.profile import HardwareProfile, read_profile
 from device_agent.contract.tensors import TensorInfo
 from device_agent.contract.topics import Channel, parse, topic
-from device_agent.deployment.parts import LocalRelease
+from device_agent.deployment.parts import LocalRelease, Tried
 from device_agent.deployment.release import Device, Wanted
+from device_agent.deployment.trials import WantedTrial
 from device_agent.deployment.wish import Wish
 from device_agent.errors import TransportError
 from device_agent.transport import Listener, Loss, Publication, Received, Subscription
@@ -88,6 +90,12 @@ class MadeRelease:
 
     def wish(self, revision: int) -> Wish:
         return Wish(revision, f"envelope-{revision}", time.time() + 3600, self.wanted)
+
+    def trial(self, name: str, runs: int = 3, **changes: Any) -> WantedTrial:
+        """Return a verified trial of this release."""
+        release, counter = self.wanted.release, self.wanted.counter
+        trial = Trial(id=name, release=release, counter=counter, runs=runs, warmup=1)
+        return WantedTrial(**{"trial": trial, "size": self.wanted.size, **changes})
 
 
 LIMITS = Limits(2**28, 1, 1.0)
@@ -317,6 +325,11 @@ class StageDouble:
         version = self.candidate.reference.version
         self.on_step("prove", version)
         return self.proof.get(version, GOOD_PROOF)
+
+    def try_out(self, release: LocalRelease, trial: Trial, timeout_s: float) -> Tried:
+        assert timeout_s > 0
+        self.on_step("try", release.reference.version)
+        return Tried((0.002,) * trial.runs, 2**20, 0.1, "1.2.3", 0)
 
     def promote(self) -> None:
         assert self.candidate is not None

@@ -17,6 +17,7 @@ from device_agent.deployment.journal import JournalFile
 from device_agent.deployment.parts import Equipment
 from device_agent.deployment.slots import Slots
 from device_agent.deployment.table import State
+from device_agent.deployment.trials import TrialEnd, TrialEquipment, Trials
 from device_agent.transfer.fetch import FetchLimits
 from device_agent.transfer.link import Request, TransferLink
 from tests.support.agent_doubles import HubDouble, MadeRelease, StageDouble, device, wait_for
@@ -37,23 +38,33 @@ class Rig:
     on_state: Callable[[State], None] = lambda _state: None
     history: list[tuple[State, str]] = field(default_factory=list)
     now_unix_s: Callable[[], float] = time.time
+    ends: list[TrialEnd] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.home)
         self.link = TransferLink(self._send)
         limits = FetchLimits(window_chunks=16, stall_s=self.stall_s)
-        self.controller = Controller(
-            Equipment(
+        equipment = Equipment(
+            slots=self.slots,
+            journal=JournalFile(self.home / "state" / "deployment.json"),
+            delivery=Delivery(self.link, device(), limits),
+            stage=self.stage,
+            device=device(),
+            state_timeout_s=self.state_timeout_s,
+            releases_kept=self.releases_kept,
+        )
+        self.trials = Trials(
+            TrialEquipment(
                 slots=self.slots,
-                journal=JournalFile(self.home / "state" / "deployment.json"),
-                delivery=Delivery(self.link, device(), limits),
+                delivery=equipment.delivery,
                 stage=self.stage,
                 device=device(),
-                state_timeout_s=self.state_timeout_s,
-                releases_kept=self.releases_kept,
-            ),
-            self,
-            now_unix_s=self.now_unix_s,
+                book=self.home / "state" / "trials.json",
+                tell=self.ends.append,
+            )
+        )
+        self.controller = Controller(
+            equipment, self, trials=self.trials, now_unix_s=self.now_unix_s
         )
         self._thread = threading.Thread(target=self.controller.run, daemon=True)
 

@@ -262,3 +262,12 @@ def test_worker_leaves_nothing_in_its_home(tmp_path: Path) -> None:
     with start(spec(tmp_path, tiny.manifest())) as worker:
         worker.infer([tiny.floats(1, 0, 0, 0)], deadline_s=10)
     assert list((tmp_path / "scratch").rglob("*")) == []
+
+
+def test_measured_runs_are_counted_without_warmup(tmp_path: Path) -> None:
+    with start(spec(tmp_path, tiny.manifest())) as worker:
+        found = worker.measure(25, 5, timeout_s=30)
+        assert worker.infer([tiny.floats(1, 0, 0, 0)], deadline_s=10).top_class == 0
+    assert len(found.latencies_s) == 25
+    assert all(value > 0 for value in found.latencies_s)
+    assert found.peak_rss_bytes > 2**20
