@@ -1,51 +1,83 @@
-"""From a PyTorch or Keras model to a clean float ``.tflite`` file.
+"""From a source model of any kind to a float ``.tflite`` file.
 
 Heavy: imported in worker processes only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
 
-from aid_edge.errors import ConversionError, UnsupportedModelError
+from aid_edge.converter import Arrays
+from aid_edge.errors import AidError, ConversionError, MissingDependencyError, first_line
 from aid_edge.isolate import progress
 from aid_edge.model import SourceModel
+from aid_edge.sources.inspection import NUMPY_NAMES
 from aid_edge.sources.opening import is_on_tensorflow, load_module, request_of
-from aid_edge.sources.operators import applies
+from converters import litert_flatbuffer
+from converters.litert_plan import channel_last
 from device_agent.contract.profile import HardwareProfile
 
-_OPERATORS = {
-    value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)
-}
-_IDENTIFIER = b"TFL3"
+_BRIDGE_SAMPLES = 4
 
 
-def export(model: SourceModel, axes: Mapping[str, tuple[int, ...]], to: Path) -> None:
-    """Write ``model`` as a float file with a batch of one.
+@dataclass(frozen=True)
+class Exported:
+    """A float file.
+
+    Attributes:
+        axes: Inputs whose channels moved to the end.
+        tools: Name to version of what made it.
+        notes: What the reader of the report must know.
+    """
+
+    axes: dict[str, tuple[int, ...]]
+    tools: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def export(
+    model: SourceModel, calibration: Arrays | None, profile: HardwareProfile, to: Path
+) -> Exported:
+    """Write ``model`` as a float file with a batch of one, with its declared names.
 
     Args:
-        model: A PyTorch or Keras model.
-        axes: Inputs whose channels move to the end.
-        to: File to write.
+        model: A model of any framework.
+        calibration: Real inputs, where there are some: bridges between frameworks compare on them.
+        profile: Its layout decides where channels are.
+        to: File to write; what is made on the way lies beside it and is removed.
 
     Raises:
         ConversionError: The toolchain failed.
+        UnsupportedModelError: The profile refuses an operator of the exported model.
     """
     progress(0.1, "export to LiteRT")
-    if is_on_tensorflow(model.framework):
+    if model.framework == "tflite":
+        shutil.copyfile(model.spec, to)
+        litert_flatbuffer.order(to, *_names(model))
+        done = Exported({}, {"ai-edge-litert": metadata.version("ai-edge-litert")}, _passed(model))
+    elif is_on_tensorflow(model.framework):
         from converters import keras_tensorflow  # noqa: PLC0415 -- only there with its extra
 
         keras_tensorflow.to_litert(model, to)
-        _order_by_name(to, model)
+        inputs = [keras_tensorflow.input_name(i) for i in range(len(model.inputs))]
+        outputs = [keras_tensorflow.output_name(i) for i in range(len(model.outputs))]
+        litert_flatbuffer.order(to, inputs, outputs)
+        done = Exported({}, keras_tensorflow.tools("ai-edge-litert"))
+    elif model.framework in {"onnx", "torchscript"}:
+        done = _export_bridged(model, calibration, profile, to)
     else:
+        axes = channel_last(model, profile)
         _export_module(model, axes, to)
+        done = Exported(axes, _tools(model))
+    progress(0.5, "name tensors")
+    litert_flatbuffer.finish(to, model, profile)
+    return done
 
 
 def _export_module(model: SourceModel, axes: Mapping[str, tuple[int, ...]], to: Path) -> None:
@@ -63,116 +95,86 @@ def _export_module(model: SourceModel, axes: Mapping[str, tuple[int, ...]], to: 
                 examples[i] = examples[i].permute(*axes[model.inputs[i].name]).contiguous()
         litert_torch.convert(module, tuple(examples)).export(str(to))
     except Exception as e:  # the toolchain raises whatever its many parts raise
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         raise ConversionError(
-            f"{model.spec}: the LiteRT toolchain failed: {(lines or [type(e).__name__])[0][:300]}",
+            f"{model.spec}: the LiteRT toolchain failed: {first_line(e)}",
             hint="`aid-edge inspect` lists the operators; the log says which one failed.",
         ) from e
 
 
-def tools(model: SourceModel) -> dict[str, str]:
-    """Return the versions of what exports ``model``."""
-    if is_on_tensorflow(model.framework):
-        from converters import keras_tensorflow  # noqa: PLC0415 -- only there with its extra
+def _export_bridged(
+    model: SourceModel, calibration: Arrays | None, profile: HardwareProfile, to: Path
+) -> Exported:
+    """Go through PyTorch, which is fast and exact; where that fails, through onnx2tf."""
+    from aid_edge.sources import bridges  # noqa: PLC0415 -- imports frameworks
 
-        return keras_tensorflow.tools("ai-edge-litert")
+    samples = _samples(model, calibration)
+    onnx = model
+    between = to.with_name("between.onnx")
+    archive = to.with_name("between.pt2")
+    try:
+        if model.framework == "torchscript":
+            onnx = bridges.to_onnx(model, between, samples)
+        try:
+            found = bridges.to_torch(onnx, archive, samples)
+            axes = channel_last(found, profile)
+            _export_module(found, axes, to)
+        except (AidError, MissingDependencyError) as e:
+            return _export_by_onnx2tf(onnx, profile, to, e)
+        # The bridge may name inputs otherwise; their order is the source's.
+        theirs = [t.name for t in found.inputs]
+        ours = {
+            mine.name: axes[name]
+            for mine, name in zip(model.inputs, theirs, strict=True) if name in axes
+        }  # fmt: skip
+        return Exported(ours, _tools(model) | {"onnx": metadata.version("onnx")})
+    finally:
+        between.unlink(missing_ok=True)
+        archive.unlink(missing_ok=True)
+
+
+def _export_by_onnx2tf(
+    model: SourceModel, profile: HardwareProfile, to: Path, why: AidError
+) -> Exported:
+    from converters import litert_onnx2tf  # noqa: PLC0415 -- seldom needed
+
+    try:
+        axes = litert_onnx2tf.export(model, channel_last(model, profile), to)
+    except AidError as e:
+        raise ConversionError(
+            f"{model.spec}: neither way from ONNX to LiteRT works",
+            cause=f"through PyTorch: {why}; by onnx2tf: {e}",
+            hint=e.hint or "Give the PyTorch or Keras model it was exported from.",
+        ) from e
+    note = f"converted by onnx2tf, because the way through PyTorch failed: {why}"
+    return Exported(axes, litert_onnx2tf.tools(), (note,))
+
+
+def _samples(model: SourceModel, calibration: Arrays | None) -> Arrays:
+    """Return a few inputs [n, ...] on which a bridge compares both sides."""
+    if calibration is not None:
+        return {name: np.array(array[:_BRIDGE_SAMPLES]) for name, array in calibration.items()}
+    draws = np.random.default_rng(0)
+    found = {}
+    for tensor in model.inputs:
+        sizes = tensor.shape[1:] if model.batched else tensor.shape
+        shape = (_BRIDGE_SAMPLES, *(1 if size == -1 else size for size in sizes))
+        dtype = np.dtype(NUMPY_NAMES[tensor.datatype])
+        # Any integer but a small one may be no valid index.
+        values = draws.random(shape) if dtype.kind == "f" else np.zeros(shape)
+        found[tensor.name] = values.astype(dtype)
+    return found
+
+
+def _names(model: SourceModel) -> tuple[list[str], list[str]]:
+    return [t.name for t in model.inputs], [t.name for t in model.outputs]
+
+
+def _passed(model: SourceModel) -> tuple[str, ...]:
+    return ("passed through: the file was quantized already",) if model.quantized else ()
+
+
+def _tools(model: SourceModel) -> dict[str, str]:
     names = ["torch", "litert-torch", "litert-converter", "ai-edge-litert"]
     if model.framework == "keras":
         names.append("keras")
     return {name: metadata.version(name) for name in names}
-
-
-def read(path: Path) -> tuple[Any, bytes]:
-    """Return the flatbuffer in the file at ``path`` as objects, and its bytes."""
-    raw = path.read_bytes()
-    return schema.ModelT.InitFromPackedBuf(raw, 0), raw
-
-
-def finish(path: Path, model: SourceModel, profile: HardwareProfile) -> None:
-    """Rewrite the file at ``path``: declared names, weights inside, no trace of the machine.
-
-    The quantizer puts weights behind the flatbuffer (``Buffer.offset``); readers that do not know
-    this, such as TensorFlow Lite Micro, compute garbage from such a file without an error.
-
-    Raises:
-        UnsupportedModelError: It holds an operator that the profile refuses.
-    """
-    progress(0.95, "finish")
-    found, raw = read(path)
-    _check_rules(found, profile)
-    for buffer in found.buffers:
-        if buffer.offset > 1:
-            data = raw[buffer.offset : buffer.offset + buffer.size]
-            buffer.data = np.frombuffer(data, np.uint8)
-            buffer.offset = buffer.size = 0
-    found.description = "aid-edge"
-    _rename(found, model)
-    _write(found, len(raw), path)
-
-
-def _write(found: Any, size_bytes: int, path: Path) -> None:
-    builder = flatbuffers.Builder(size_bytes + 2**16)
-    builder.Finish(found.Pack(builder), file_identifier=_IDENTIFIER)
-    path.write_bytes(bytes(builder.Output()))
-
-
-def _order_by_name(path: Path, model: SourceModel) -> None:
-    """Put inputs and outputs of the file at ``path`` into the order of their signature's names."""
-    found, raw = read(path)
-    if len(found.signatureDefs or ()) != 1:
-        raise ConversionError(f"{model.spec}: the TensorFlow Lite converter wrote no signature")
-    graph, signature = found.subgraphs[0], found.signatureDefs[0]
-    for side in (signature.inputs, signature.outputs):
-        side.sort(key=lambda entry: entry.name)
-    graph.inputs = [entry.tensorIndex for entry in signature.inputs]
-    graph.outputs = [entry.tensorIndex for entry in signature.outputs]
-    _write(found, len(raw), path)
-
-
-def operators(found: Any) -> Iterator[tuple[str, int, str]]:
-    """Yield operator name, highest rank and name of its first output for each operator."""
-    for graph in found.subgraphs:
-        for op in graph.operators or ():
-            code = found.operatorCodes[op.opcodeIndex]
-            builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-            tensors = [graph.tensors[i] for i in (*op.inputs, *op.outputs) if i >= 0]
-            rank = max((len(t.shape) if t.shape is not None else 0 for t in tensors), default=0)
-            name = graph.tensors[op.outputs[0]].name if len(op.outputs) else b""
-            yield _OPERATORS.get(builtin, str(builtin)), rank, name.decode(errors="replace")
-
-
-def _check_rules(found: Any, profile: HardwareProfile) -> None:
-    reasons = [
-        f"operator {op} ({name}) is refused: {rule.reason}"
-        for op, rank, name in operators(found)
-        for rule in profile.numerics.op_rules
-        if rule.placement == "refuse" and applies(rule, op, rank)
-    ]
-    if reasons:
-        raise UnsupportedModelError(
-            f"the exported model cannot run on {profile.id}",
-            reasons[:10],
-            hint="Choose another profile, or change the model where it is named.",
-        )
-
-
-def _rename(found: Any, model: SourceModel) -> None:
-    graph = found.subgraphs[0]
-    for tensor in graph.tensors:
-        # Names of inner tensors hold module paths; only those of inputs and outputs mean anything.
-        tensor.name = b""
-    for number, tensor in enumerate(graph.tensors):
-        tensor.name = b"t%d" % number
-    inputs = [t.name for t in model.inputs]
-    outputs = [t.name for t in model.outputs]
-    for name, index in (
-        *zip(inputs, graph.inputs, strict=True),
-        *zip(outputs, graph.outputs, strict=True),
-    ):
-        graph.tensors[index].name = name.encode()
-    for signature in found.signatureDefs or ():
-        for side, indices in ((signature.inputs, graph.inputs), (signature.outputs, graph.outputs)):
-            for entry in side:
-                entry.name = graph.tensors[entry.tensorIndex].name
-            order = list(indices)
-            side.sort(key=lambda entry, order=order: order.index(entry.tensorIndex))

@@ -26,6 +26,9 @@ _COMPUTE = frozenset(
 )  # fmt: skip
 
 
+_FLOAT = np.dtype(np.float32)
+
+
 def open_session(path: Path, threads: int, exact: bool) -> LiteRtSession:
     """Return the model at ``path``, loaded; see :func:`aid_edge.runtimes.open_artifact`."""
     return LiteRtSession(path, threads, exact)
@@ -105,7 +108,9 @@ def place(path: Path, scratch: Path) -> Placement:
     for op in interpreter._get_ops_details():  # noqa: SLF001 -- the only list of the plan
         operators[op["op_name"]] += 1
         if op["op_name"] in _COMPUTE:
-            output = types[op["outputs"][0]]
-            integer += output.kind in "iu"
-            floating += output.kind == "f"
+            # Integer weights beside float outputs: activations are quantized at run time.
+            is_integer = any(types.get(i, _FLOAT).itemsize == 1 for i in op["inputs"][:2])
+            is_integer |= types[op["outputs"][0]].kind in "iu"
+            integer += is_integer
+            floating += not is_integer
     return Placement(integer, floating, dict(sorted(operators.items())))

@@ -17,7 +17,8 @@ from aid_edge.model import SourceModel
 from aid_edge.recipe import Float32, Recipe, StaticInt8
 from aid_edge.runner import ConversionRequest, ConversionResult
 from aid_edge.sources.opening import open_source
-from converters.litert import LiteRtConverter, channel_last
+from converters.litert import LiteRtConverter
+from converters.litert_plan import channel_last
 from device_agent.contract.profile import HardwareProfile, OpRule
 from device_agent.contract.tensors import TensorInfo
 
