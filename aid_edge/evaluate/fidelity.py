@@ -69,8 +69,8 @@ def compare(
     if bad:
         raise ConversionError(f"outputs hold NaN or infinity for {bad} of {len(b)} inputs")
     power = np.stack([np.sum(a**2, axis=1), np.sum((a - b) ** 2, axis=1)], axis=1)
-    cosines = _cosines(a, b)
-    summed = np.stack([cosines, np.ones(len(a))], axis=1)
+    similar = cosines(a, b)
+    summed = np.stack([similar, np.ones(len(a))], axis=1)
     agreement: float | None = None
     agreement_interval: Interval | None = None
     if classification:
@@ -83,9 +83,9 @@ def compare(
         units=len(a) if groups is None else len(set(groups)),
         agreement=agreement,
         agreement_interval=agreement_interval,
-        cosine=float(np.mean(cosines)),
+        cosine=float(np.mean(similar)),
         cosine_interval=bootstrap(summed, groups, lambda s: s[:, 0] / s[:, 1], seed=seed),
-        cosine_min=float(np.min(cosines)),
+        cosine_min=float(np.min(similar)),
         max_abs=float(np.max(np.abs(a - b))),
         sqnr_db=float(_ratio_db(power.sum(axis=0, keepdims=True))[0]),
         sqnr_interval=bootstrap(power, groups, _ratio_db, seed=seed),
@@ -96,7 +96,8 @@ def _flat(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     return np.concatenate([o.reshape(len(o), -1).astype(np.float64) for o in outputs], axis=1)
 
 
-def _cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the cosine similarity of each row of ``a`` and ``b``, both [n, k]; shape [n]."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     products = np.sum(a * b, axis=1)
     # Two outputs of all zeros are the same; one of them is as far off as can be.
