@@ -103,15 +103,17 @@ def check_arrays(
     return int(count)
 
 
-def check_declared(model: SourceModel, facts: Facts) -> None:
-    """Return if an artifact has the source model's inputs and outputs.
+def check_declared(
+    model: SourceModel, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]
+) -> None:
+    """Return if an artifact's inputs and outputs are the source model's.
 
     Raises:
         ConversionError: It does not; names the tensor.
     """
     for side, wanted, found in (
-        ("inputs", model.inputs, facts.input_infos),
-        ("outputs", model.outputs, facts.output_infos),
+        ("inputs", model.inputs, inputs),
+        ("outputs", model.outputs, outputs),
     ):
         if [t.name for t in wanted] != [t.name for t in found]:
             raise ConversionError(

@@ -32,9 +32,10 @@ from aid_edge.outcome import (
     is_whole,
     to_artifact,
 )
-from aid_edge.recipe import Float32, Recipe, StaticInt8
+from aid_edge.recipe import Float16, Float32, Recipe, StaticInt8
 from aid_edge.runtimes import Placement, Session
 from aid_edge.sources.opening import run_in_worker
+from aid_edge.unexecuted import inspect_in_worker
 from device_agent.contract.manifest import Measurement
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
@@ -79,7 +80,8 @@ class ConversionResult:
         outputs: Likewise.
         axes: Input name to the permutation from the source's axes to the artifact's; inputs that
             are not listed keep theirs. ``to_artifact`` applies it.
-        runtime_version: Of the runtime that the outcome was checked in.
+        runtime_version: Of the runtime that the outcome was checked in; where it was not run, the
+            first version that reads it.
         seconds: Wall time of the conversion.
         peak_rss_bytes: Of the process that converted.
         closeness: How close it is to the source; None where the artifact was not run.
@@ -149,9 +151,10 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
     check(request)
     _make_folder(request.out)
     tell = on_progress or _silent
+    executes = getattr(registry.load(request.runtime), "executes", True)
     samples = _first(request.samples, _CHECKED_SAMPLES)
     reference = _first(request.reference or {}, _CHECKED_SAMPLES)
-    if not reference:
+    if executes and not reference:
         tell(0.0, "run the source model")
         reference = source_outputs(request.model, samples, limits=request.limits)
     check_finite(reference, "the source model")
@@ -163,36 +166,70 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
         request,
     )
     artifact = _inside(made.value, request.out)
-    tell(0.8, f"check in {request.runtime}")
+    tell(0.8, f"{'check' if executes else 'inspect'} for {request.runtime}")
+    judge = _executed if executes else _inspected
+    result = judge(request, artifact, samples, reference)
+    tell(1.0, "done")
+    return replace(result, seconds=made.seconds, peak_rss_bytes=made.peak_rss_bytes, log=made.log)
+
+
+def _executed(
+    request: ConversionRequest, artifact: Artifact, samples: Arrays, reference: Arrays
+) -> ConversionResult:
+    """Return the result for an artifact that keeps what was declared when it is run."""
     facts = isolate.run_with(
         request.limits, None, _check_in_worker, artifact, request.runtime, samples,
         saturates=_may_saturate(request.recipe),
     ).value  # fmt: skip
-    check_declared(request.model, facts)
+    check_declared(request.model, facts.input_infos, facts.output_infos)
     check_placed(facts.placement, request.runtime)
     closeness = compare(reference, facts.outputs, request.model, facts.batches)
     if isinstance(request.recipe.quantize, Float32):
         check_close(closeness, reference, request.runtime)
-    tell(1.0, "done")
+    return _result(
+        request, artifact, runtime_version=facts.version, inputs=facts.input_infos,
+        outputs=facts.output_infos, placement=facts.placement, closeness=closeness,
+    )  # fmt: skip
+
+
+def _inspected(
+    request: ConversionRequest, artifact: Artifact, samples: Arrays, reference: Arrays
+) -> ConversionResult:
+    """Return the result for an artifact that cannot be run here."""
+    del samples, reference
+    found = isolate.run_with(
+        request.limits, None, inspect_in_worker, artifact.path, request.runtime, request.model,
+        is_float=isinstance(request.recipe.quantize, Float32 | Float16),
+    ).value  # fmt: skip
+    seen = found.inspection
+    check_declared(request.model, seen.inputs, seen.outputs)
+    result = _result(
+        request, artifact, runtime_version=seen.version, inputs=seen.inputs, outputs=seen.outputs,
+        placement=seen.placement, closeness=None,
+    )  # fmt: skip
+    return replace(
+        result,
+        executed=False,
+        figures=(*result.figures, *found.figures),
+        notes=(*found.notes, *result.notes),
+    )
+
+
+def _result(request: ConversionRequest, artifact: Artifact, **found: Any) -> ConversionResult:
     return ConversionResult(
         artifact=artifact.path,
         runtime=request.runtime,
-        runtime_version=facts.version,
         recipe=request.recipe,
         size_bytes=artifact.path.stat().st_size,
         digest=_digest(artifact.path),
-        inputs=facts.input_infos,
-        outputs=facts.output_infos,
         axes=dict(artifact.axes),
-        placement=facts.placement,
-        closeness=closeness,
-        seconds=made.seconds,
-        peak_rss_bytes=made.peak_rss_bytes,
+        seconds=0.0,
+        peak_rss_bytes=0,
         tools=dict(artifact.tools),
-        log=made.log,
         extras=dict(artifact.extras),
         figures=tuple(artifact.figures),
         notes=tuple(artifact.notes),
+        **found,
     )
 
 

@@ -10,14 +10,17 @@ from types import ModuleType
 from typing import cast
 
 from aid_edge.errors import MissingDependencyError, UnknownRuntimeError
-from aid_edge.runtimes.session import Placement, Session
+from aid_edge.runtimes.session import Inspection, Placement, Session
 
-RUNTIMES = ("onnx_runtime", "litert", "openvino", "executorch")
+RUNTIMES = ("onnx_runtime", "litert", "openvino", "executorch", "coreml")
 """Runtimes that this program can open: module ``aid_edge.runtimes.<name>`` with
 
 ``DISTRIBUTION`` (the module and the distribution that carry the runtime), ``open_session`` and
-``place``. None of them imports its runtime before an artifact is opened.
+``place``; where artifacts cannot be run on this kind of host, also ``inspect``. None of them
+imports its runtime before an artifact is opened.
 """
+
+_OWN_EXTRA = frozenset({"openvino", "executorch", "coreml"})
 
 
 def version(runtime: str) -> str:
@@ -29,7 +32,8 @@ def version(runtime: str) -> str:
     """
     module, distribution = _module(runtime).DISTRIBUTION
     if importlib.util.find_spec(module) is None:
-        raise MissingDependencyError(f"running {runtime} artifacts", distribution, "convert")
+        extra = runtime if runtime in _OWN_EXTRA else "convert"
+        raise MissingDependencyError(f"opening {runtime} artifacts", distribution, extra)
     return metadata.version(distribution)
 
 
@@ -65,6 +69,21 @@ def placement(path: Path, runtime: str, scratch: Path) -> Placement:
     """
     version(runtime)
     return cast("Placement", _module(runtime).place(path, scratch))
+
+
+def inspect(path: Path, runtime: str, scratch: Path) -> Inspection:
+    """Return what can be known of an artifact that cannot be run here.
+
+    Args:
+        path: The artifact.
+        runtime: Its runtime.
+        scratch: A folder for temporary files.
+
+    Raises:
+        ConversionError: It is damaged, or of another kind.
+    """
+    version(runtime)
+    return cast("Inspection", _module(runtime).inspect(path, scratch))
 
 
 def _module(runtime: str) -> ModuleType:

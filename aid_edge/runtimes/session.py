@@ -36,6 +36,25 @@ class Placement:
         return self.integer / total if total else 0.0
 
 
+@dataclass(frozen=True)
+class Inspection:
+    """What can be known of an artifact without running it.
+
+    Attributes:
+        version: First version of the runtime that reads it.
+        inputs: What it takes.
+        outputs: What it gives.
+        placement: Its operators.
+        weights: Its weight matrices and kernels as floats, by name.
+    """
+
+    version: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    placement: Placement
+    weights: Mapping[str, NDArray[Any]]
+
+
 class Session(Protocol):
     """An artifact that is loaded.
 
