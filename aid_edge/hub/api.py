@@ -33,7 +33,10 @@ from aid_edge.hub.rows import (
     Status,
 )
 from aid_edge.hub.services import Services
+from aid_edge.hub.trials import Asked
+from device_agent.contract.desired import MAX_TRIALS
 from device_agent.contract.errors import AidError, ContractError
+from device_agent.contract.messages import MAX_TRIAL_RUNS
 from device_agent.contract.names import IDENTIFIER_PATTERN, VERSION_PATTERN
 
 PREFIX = "/api/v1"
@@ -118,6 +121,27 @@ class DeploymentBody(_Body):
         return self
 
 
+class NamedRelease(_Body):
+    """A release by name and version."""
+
+    name: Annotated[str, Field(pattern=IDENTIFIER_PATTERN.replace(r"\Z", "$"))]
+    version: Annotated[str, Field(pattern=VERSION_PATTERN.replace(r"\Z", "$"))]
+
+
+class TrialsBody(_Body):
+    """Releases to be measured on one device, with how many runs each."""
+
+    releases: Annotated[list[NamedRelease], Field(min_length=1, max_length=MAX_TRIALS)]
+    runs: Annotated[int, Field(ge=1, le=MAX_TRIAL_RUNS)] = 100
+    warmup: Annotated[int, Field(ge=0, le=MAX_TRIAL_RUNS)] = 10
+
+
+class WithdrawalBody(_Body):
+    """Trials that nobody waits for any more."""
+
+    trials: Annotated[list[_DeviceId], Field(min_length=1, max_length=MAX_TRIALS)]
+
+
 def create_app(services: Services) -> FastAPI:
     """Return the API of a hub; web pages are put onto it by whoever serves them."""
     app = FastAPI(
@@ -178,6 +202,11 @@ def _reading(services: Services) -> APIRouter:
             raise NotFoundError(f"there is no device {device[:80]!r}")
         return answer(found)
 
+    @router.get(f"{PREFIX}/devices/{{device}}/trials", **_documented(Asked))
+    def list_trials(device: str) -> Response:
+        """List the trials that a device was asked for, newest first, with what it found."""
+        return answer(Asked(device=device, trials=queries.trials(device)))
+
     @router.get(f"{PREFIX}/releases", **_documented(Releases))
     def list_releases() -> Response:
         """List published releases, and how many devices run each."""
@@ -228,6 +257,24 @@ def _changing(services: Services) -> APIRouter:
         else:
             made = director.rollback(devices, actor=ADMINISTRATOR, dry_run=body.dry_run)
         return answer(Deployment(action=body.action, dry_run=body.dry_run, assignments=tuple(made)))
+
+    @router.post(f"{PREFIX}/devices/{{device}}/trials", **_documented(Asked))
+    def try_out(device: str, body: TrialsBody) -> Response:
+        """Ask a device to measure releases beside what it serves."""
+        asked = services.director.try_out(
+            device,
+            [(r.name, r.version) for r in body.releases],
+            runs=body.runs,
+            warmup=body.warmup,
+            actor=ADMINISTRATOR,
+        )
+        return answer(Asked(device=device, trials=tuple(asked)))
+
+    @router.post(f"{PREFIX}/devices/{{device}}/trials/withdrawals", **_documented(Asked))
+    def withdraw(device: str, body: WithdrawalBody) -> Response:
+        """Ask a device no more for these trials."""
+        services.director.withdraw(device, body.trials, actor=ADMINISTRATOR)
+        return answer(Asked(device=device, trials=services.queries.trials(device)))
 
     return router
 
@@ -338,7 +385,9 @@ def _documented(kind: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _add_schemas(app: FastAPI) -> None:
-    kinds = (DevicePage, DeviceDetail, Releases, FeedbackPage, Health, Deployment, Problem)
+    kinds = (
+        DevicePage, DeviceDetail, Releases, FeedbackPage, Health, Deployment, Asked, Problem,
+    )  # fmt: skip
     _, schemas = msgspec.json.schema_components(kinds, ref_template=_COMPONENTS)
     original = app.openapi
 

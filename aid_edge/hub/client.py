@@ -24,6 +24,7 @@ from aid_edge.hub.errors import (
 )
 from aid_edge.hub.progress import Progress, progress_of
 from aid_edge.hub.rows import DeviceDetail, DevicePage, DeviceSummary, FeedbackPage
+from aid_edge.hub.trials import Asked, TrialRow
 from aid_edge.identity import hub_files, read_api_token
 
 _T = TypeVar("_T")
@@ -168,6 +169,36 @@ class HubClient:
             body["name"], body["version"] = release
         return self._decoded(self._send("POST", "deployments", body=body), Deployed)
 
+    def try_out(
+        self, device: str, releases: Sequence[tuple[str, str]], *, runs: int, warmup: int
+    ) -> tuple[TrialRow, ...]:
+        """Ask ``device`` to measure releases, given by name and version.
+
+        Raises:
+            NotFoundError: The device or a release for its profile is not known.
+            RefusedError: It has too many trials to do already.
+            HubError: The hub cannot be asked.
+        """
+        named = [{"name": name, "version": version} for name, version in releases]
+        body = {"releases": named, "runs": runs, "warmup": warmup}
+        return self._decoded(self._send("POST", _trials(device), body=body), Asked).trials
+
+    def trials(self, device: str) -> tuple[TrialRow, ...]:
+        """Return the trials that ``device`` was asked for, newest first.
+
+        Raises:
+            HubError: The hub cannot be asked.
+        """
+        return self._decoded(self._send("GET", _trials(device)), Asked).trials
+
+    def withdraw(self, device: str, ids: Sequence[str]) -> None:
+        """Ask ``device`` no more for these trials.
+
+        Raises:
+            HubError: The hub cannot be asked.
+        """
+        self._send("POST", f"{_trials(device)}/withdrawals", body={"trials": list(ids)})
+
     def follow(self, targets: Sequence[Target], timeout_s: float) -> Iterator[Progress]:
         """Return every change of a device's progress, until all are done, failed or out of time.
 
@@ -229,6 +260,10 @@ class HubClient:
             ) from e
         kind = _ERRORS.get(problem.code, HubError)
         raise kind(problem.message, cause=problem.cause, hint=problem.hint)
+
+
+def _trials(device: str) -> str:
+    return f"devices/{quote(device, safe='')}/trials"
 
 
 def running_url(home: Home) -> str:

@@ -18,7 +18,8 @@ from aid_edge.hub.errors import NotFoundError, RefusedError
 from aid_edge.hub.outbox import Outbox
 from aid_edge.hub.schema import DAY_S
 from aid_edge.hub.store import DesiredRow, DeviceFacts, Store, Transaction
-from device_agent.contract.desired import Desired, DesiredSlot
+from aid_edge.hub.trials import TrialRow, new_id, wanted
+from device_agent.contract.desired import MAX_TRIALS, Desired, DesiredSlot
 from device_agent.contract.errors import AidError
 from device_agent.contract.messages import ReleaseRef
 from device_agent.contract.topics import Channel
@@ -150,6 +151,72 @@ class Director:
 
         return self._assign("rollback", devices, choose, actor=actor, dry_run=dry_run)
 
+    def try_out(
+        self,
+        device: str,
+        releases: Sequence[tuple[str, str]],
+        *,
+        runs: int,
+        warmup: int,
+        actor: str,
+    ) -> list[TrialRow]:
+        """Ask ``device`` to measure releases beside what it serves, which stays as it is.
+
+        Args:
+            device: Its id.
+            releases: Name and version of each.
+            runs: Measured runs of each.
+            warmup: Runs before them.
+            actor: Who asks.
+
+        Raises:
+            NotFoundError: The device or a release for its profile is not known.
+            RefusedError: It has too many trials to do already.
+        """
+        asked: list[TrialRow] = []
+        now = self._store.clock()
+        with self._store.transaction() as transaction:
+            facts = _known(transaction, device)
+            waiting = transaction.pending_trials(device, now)
+            if len(waiting) + len(releases) > MAX_TRIALS:
+                raise RefusedError(
+                    f"{device} has {len(waiting)} trials to do; at most {MAX_TRIALS} may wait",
+                    hint="Wait until they are done.",
+                )
+            for name, version in releases:
+                release = self._catalogue.find(name, version, facts.profile)
+                if release is None:
+                    raise NotFoundError(
+                        f"there is no release {name}@{version} for {facts.profile or device}",
+                        hint="`aid-edge releases list` lists them.",
+                    )
+                row = TrialRow(
+                    id=new_id(), device=device, release=release.ref, counter=release.counter,
+                    runs=runs, warmup=warmup, asked_unix_s=now, actor=actor,
+                )  # fmt: skip
+                transaction.add_trial(row)
+                asked.append(row)
+            self._issue(transaction, "trial", facts, _same(transaction, device), actor)
+        names = ", ".join(f"{name}@{version}" for name, version in releases)
+        self._audit(actor, "trial", [device], "ok", names)
+        self.wake.set()
+        self._on_change(device)
+        return asked
+
+    def withdraw(self, device: str, ids: Sequence[str], *, actor: str) -> None:
+        """Ask ``device`` no more for these trials.
+
+        Raises:
+            NotFoundError: The device is not known.
+        """
+        with self._store.transaction() as transaction:
+            facts = _known(transaction, device)
+            transaction.withdraw_trials(device, tuple(ids))
+            self._issue(transaction, "trial", facts, _same(transaction, device), actor)
+        self._audit(actor, "trial", [device], "ok", f"withdrawn: {', '.join(ids)}"[:1000])
+        self.wake.set()
+        self._on_change(device)
+
     def renew(self) -> int:
         """Sign again what will soon be too old to install from; return for how many devices."""
         soon = self._store.clock() + VALID_S - RENEW_BEFORE_S
@@ -162,12 +229,7 @@ class Director:
             for row in due:
                 facts = transaction.facts(row.device)
                 if facts is not None:
-                    choice = _Choice(
-                        ReleaseRef(row.name, row.version, row.digest),
-                        row.counter,
-                        row.restores or row.revision,
-                    )
-                    self._issue(transaction, "renewal", facts, choice, "hub")
+                    self._issue(transaction, "renewal", facts, _again(row), "hub")
         self.wake.set()
         return len(due)
 
@@ -240,7 +302,7 @@ class Director:
         transaction: Transaction,
         kind: str,
         facts: DeviceFacts,
-        choice: _Choice,
+        choice: _Choice | None,
         actor: str,
     ) -> Assignment:
         now = self._store.clock()
@@ -252,19 +314,23 @@ class Director:
             device=facts.device,
             revision=revision,
             not_after_unix_s=now + VALID_S,
-            slots=(DesiredSlot(slot="active", release=choice.release, counter=choice.counter),),
+            slots=()
+            if choice is None
+            else (DesiredSlot(slot="active", release=choice.release, counter=choice.counter),),
+            trials=tuple(wanted(t) for t in transaction.pending_trials(facts.device, now)),
         )
+        named = choice or _NOTHING
         before = transaction.desired(facts.device)
         transaction.add_desired(
             DesiredRow(
                 device=facts.device,
                 revision=revision,
                 kind=kind,
-                name=choice.release.name,
-                version=choice.release.version,
-                digest=choice.release.digest,
-                counter=choice.counter,
-                restores=choice.restores,
+                name=named.release.name,
+                version=named.release.version,
+                digest=named.release.digest,
+                counter=named.counter,
+                restores=named.restores,
                 not_after_unix_s=desired.not_after_unix_s,
                 created_unix_s=now,
                 actor=actor,
@@ -273,10 +339,10 @@ class Director:
         )
         return Assignment(
             device=facts.device,
-            release=f"{choice.release.name}@{choice.release.version}",
-            digest=choice.release.digest,
+            release=_named(named.release.name, named.release.version),
+            digest=named.release.digest,
             revision=revision,
-            before=f"{before[0].name}@{before[0].version}" if before else "",
+            before=_named(before[0].name, before[0].version) if before else "",
         )
 
     def _audit(
@@ -337,6 +403,26 @@ class _Choice(msgspec.Struct, frozen=True):
     restores: int | None
 
 
+_NOTHING = _Choice(ReleaseRef("", "", ""), 0, None)
+
+
+def _same(transaction: Transaction, device: str) -> _Choice | None:
+    """Return what ``device`` was told to run last, to be told again beside something new."""
+    history = transaction.desired(device)
+    return _again(history[0]) if history else None
+
+
+def _again(row: DesiredRow) -> _Choice | None:
+    if not row.name:
+        return None
+    release = ReleaseRef(row.name, row.version, row.digest)
+    return _Choice(release, row.counter, row.restores or row.revision)
+
+
+def _named(name: str, version: str) -> str:
+    return f"{name}@{version}" if name else ""
+
+
 class _Undo(Exception):  # noqa: N818 - not an error
     """Leaves a transaction without a commit."""
 
@@ -351,7 +437,8 @@ def previous(history: Sequence[DesiredRow]) -> DesiredRow | None:
         return None
     current = history[0]
     origin = current.restores or current.revision
-    return next((r for r in history if r.revision < origin and r.digest != current.digest), None)
+    older = (r for r in history if r.revision < origin and r.digest)
+    return next((r for r in older if r.digest != current.digest), None)
 
 
 def _known(transaction: Transaction, device: str) -> DeviceFacts:

@@ -26,6 +26,7 @@ from device_agent.contract.messages import (
     Feedback,
     Reported,
     Telemetry,
+    TrialResult,
     decode,
     encode,
 )
@@ -46,12 +47,12 @@ MAX_COUNTED_DEVICES = 10_000
 """Devices whose malformed messages are counted between two commits."""
 RETRY_S = 1.0
 
-Record = Event | Telemetry | Feedback
+Record = Event | Telemetry | Feedback | TrialResult
 Content = Birth | Death | Reported | Record
 _TYPES: dict[Channel, tuple[type[Content], ...]] = {
     Channel.CONN: (Birth, Death),
     Channel.REPORTED: (Reported,),
-    Channel.EVENT: (Event,),
+    Channel.EVENT: (Event, TrialResult),
     Channel.TELEMETRY: (Telemetry,),
     Channel.FEEDBACK: (Feedback,),
 }
@@ -309,6 +310,8 @@ def _store_record(
             transaction.event(device, record, received_unix_s)
         case Telemetry():
             transaction.telemetry(device, record, received_unix_s)
+        case TrialResult():
+            transaction.trial_result(device, record)
         case Feedback():
             transaction.feedback(device, record, received_unix_s)
 

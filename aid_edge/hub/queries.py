@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from aid_edge.errors import HubError, UsageError
+from aid_edge.hub import trials
 from aid_edge.hub.rows import (
     STATUSES,
     Bucket,
@@ -35,6 +36,7 @@ from aid_edge.hub.rows import (
     UpdateRow,
 )
 from aid_edge.hub.schema import DAY_S, MINUTE_S, connect
+from aid_edge.hub.trials import TrialRow
 from aid_edge.hub.usage import add_bins
 from device_agent.contract.sketch import Sketch, merge, upper_bound_s
 
@@ -255,12 +257,18 @@ class Queries:
         )
         return tuple(EventRow(**dict(row)) for row in rows)
 
+    def trials(self, device: str) -> tuple[TrialRow, ...]:
+        """Return the trials that ``device`` was asked for, newest first."""
+        rows = self._all(trials.LISTED, {"device": device, "limit": trials.MAX_LISTED})
+        return tuple(trials.row_of(row) for row in rows)
+
     def updates(self, device: str) -> tuple[UpdateRow, ...]:
         """Return the newest desired states that were signed for ``device``, newest first."""
         rows = self._all(
-            "SELECT revision, kind, name || '@' || version AS release, digest, created_unix_s,"
-            " not_after_unix_s, actor, published FROM desired WHERE device = :device"
-            " ORDER BY revision DESC LIMIT :limit",
+            "SELECT revision, kind,"
+            " CASE name WHEN '' THEN '' ELSE name || '@' || version END AS release,"
+            " digest, created_unix_s, not_after_unix_s, actor, published FROM desired"
+            " WHERE device = :device ORDER BY revision DESC LIMIT :limit",
             {"device": device, "limit": MAX_PAGE},
         )
         return tuple(

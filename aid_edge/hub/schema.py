@@ -13,7 +13,7 @@ from pathlib import Path
 from aid_edge.errors import HubError
 from aid_edge.home import Home
 
-VERSION = 2
+VERSION = 3
 BUSY_TIMEOUT_MS = 10_000
 """How long a writer waits for another process, such as ``aid-edge flash``, to commit."""
 
@@ -21,7 +21,25 @@ MINUTE_S = 60
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
-TABLES = """
+_TRIAL = """CREATE TABLE trial (
+  id           TEXT PRIMARY KEY,
+  device       TEXT NOT NULL,
+  name         TEXT NOT NULL,
+  version      TEXT NOT NULL,
+  digest       TEXT NOT NULL,
+  counter      INTEGER NOT NULL,
+  runs         INTEGER NOT NULL,
+  warmup       INTEGER NOT NULL,
+  asked_unix_s REAL NOT NULL,
+  actor        TEXT NOT NULL,
+  withdrawn    INTEGER NOT NULL DEFAULT 0,
+  result       BLOB
+) WITHOUT ROWID;
+"""
+
+TABLES = (
+    _TRIAL
+    + """
 CREATE TABLE device (
   id                     TEXT PRIMARY KEY,
   profile                TEXT NOT NULL,
@@ -177,9 +195,11 @@ CREATE TABLE audit (
   detail     TEXT NOT NULL
 );
 """
+)
 
 MIGRATIONS = {
     1: "ALTER TABLE device ADD COLUMN retrying INTEGER NOT NULL DEFAULT 0",
+    2: _TRIAL,
 }
 """Schema version to the statement that makes the next one of it."""
 

@@ -13,10 +13,11 @@ import msgspec
 
 from aid_edge.errors import HubError, UsageError
 from aid_edge.home import Home
-from aid_edge.hub import usage
+from aid_edge.hub import trials, usage
 from aid_edge.hub.presence import Presence, after_birth, after_death, is_conflict_over
 from aid_edge.hub.schema import DAY_S, connect, database_path
 from aid_edge.hub.sequence import Stream
+from aid_edge.hub.trials import TrialRow
 from device_agent.contract.messages import (
     Birth,
     Death,
@@ -25,6 +26,7 @@ from device_agent.contract.messages import (
     ReleaseRef,
     Reported,
     Telemetry,
+    TrialResult,
 )
 from device_agent.contract.names import check_identifier
 
@@ -48,7 +50,8 @@ class DesiredRow(msgspec.Struct, frozen=True, kw_only=True):
     """One desired state as it was signed for a device.
 
     Attributes:
-        kind: ``deploy``, ``rollback`` or ``renewal``.
+        kind: ``deploy``, ``rollback``, ``renewal`` or ``trial``.
+        name: Empty, with version and digest, where the device is told to run nothing.
         restores: The revision that a rollback or renewal issues again.
     """
 
@@ -221,6 +224,22 @@ class Transaction:
         )
         usage.refresh_totals(self._connection, device, now_unix_s)
 
+    def add_trial(self, row: TrialRow) -> None:
+        """Store a trial that is asked for."""
+        trials.add(self._connection, row)
+
+    def pending_trials(self, device: str, now_unix_s: float) -> list[TrialRow]:
+        """Return the trials that ``device`` has yet to do, oldest first."""
+        return trials.pending(self._connection, device, now_unix_s)
+
+    def withdraw_trials(self, device: str, ids: tuple[str, ...]) -> None:
+        """Let a device not do these trials."""
+        trials.withdraw(self._connection, device, ids)
+
+    def trial_result(self, device: str, result: TrialResult) -> None:
+        """Store what a trial found."""
+        trials.finish(self._connection, device, result)
+
     def stream(self, device: str, boot_id: str) -> Stream:
         """Return which records of this boot are stored."""
         row = self._connection.execute(
@@ -269,7 +288,7 @@ class Transaction:
         )
         self._connection.execute(
             "UPDATE device SET desired_revision = ?, desired_release = ? WHERE id = ?",
-            (row.revision, f"{row.name}@{row.version}", row.device),
+            (row.revision, f"{row.name}@{row.version}" if row.name else "", row.device),
         )
 
     def desired(self, device: str) -> list[DesiredRow]:
@@ -298,6 +317,7 @@ class Transaction:
     def prune(self, now_unix_s: float) -> None:
         """Drop what is older than it need be, and conflicts that are over."""
         usage.prune(self._connection, now_unix_s)
+        trials.prune(self._connection, now_unix_s)
         self._connection.execute(
             "DELETE FROM event WHERE received_unix_s < ?", (now_unix_s - EVENTS_KEPT_S,)
         )

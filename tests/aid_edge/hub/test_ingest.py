@@ -333,6 +333,7 @@ def test_database_of_the_version_before_is_brought_up_to_date(store: Store) -> N
     connection = sqlite3.connect(store.path)
     connection.execute("INSERT INTO device (id, profile) VALUES ('old', 'generic-x86_64')")
     connection.execute("ALTER TABLE device DROP COLUMN retrying")
+    connection.execute("DROP TABLE trial")
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
     connection.close()
