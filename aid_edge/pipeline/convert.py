@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 
-from aid_edge import registry
 from aid_edge.catalogue.files import write_atomic
-from aid_edge.converter import Converter
-from aid_edge.errors import ConversionError, DataError, UnsupportedModelError, UsageError
-from aid_edge.evaluate.data import DataSet, load, refuse_overlap, shared_groups
-from aid_edge.model import SourceModel
+from aid_edge.errors import ConversionError
+from aid_edge.evaluate.data import shared_groups
+from aid_edge.model import ModelCard, SourceModel, read_preprocess
 from aid_edge.pipeline import release
-from aid_edge.pipeline.cache import Cache, default_root, tool_versions
-from aid_edge.pipeline.search.space import Plan, Wishes, plan
+from aid_edge.pipeline.cache import Cache, default_limit, default_root, tool_versions
+from aid_edge.pipeline.executors import LocalExecutor, open_executor
 from aid_edge.pipeline.findings import (
-    QUALITY_GATES,
-    Candidate,
-    DataFinding,
     ProfileFinding,
     Provenance,
     Report,
@@ -30,10 +26,14 @@ from aid_edge.pipeline.findings import (
 )
 from aid_edge.pipeline.gates import judge
 from aid_edge.pipeline.golden import encode, judged_by, pick
-from aid_edge.pipeline.jobs import default_jobs, one_at_a_time, run_all
-from aid_edge.pipeline.making import Made, Maker, Subject, refused
-from aid_edge.pipeline.measure import Host, in_order, latency_source, this_host
+from aid_edge.pipeline.jobs import default_jobs, one_at_a_time
+from aid_edge.pipeline.judging import Judge
+from aid_edge.pipeline.loading import Loader, data_findings
+from aid_edge.pipeline.making import Made, Maker
+from aid_edge.pipeline.measure import in_order, latency_source, this_host
 from aid_edge.pipeline.notes import notes
+from aid_edge.pipeline.on_device import MeasureOnDevice, measured_on_device
+from aid_edge.pipeline.planning import check_request, name_of, plan_all
 from aid_edge.pipeline.report import render
 from aid_edge.pipeline.request import (
     HTML_NAME,
@@ -42,35 +42,20 @@ from aid_edge.pipeline.request import (
     ConvertResult,
     Progress,
 )
+from aid_edge.pipeline.search.budget import Budget
+from aid_edge.pipeline.search.driver import Planned, Search, Target, Tried, with_seconds
+from aid_edge.pipeline.search.front import pareto, why_not_cheaper
+from aid_edge.pipeline.search.journal import Journal
+from aid_edge.pipeline.search.mixed import with_layers
+from aid_edge.pipeline.search.space import Plan
 from aid_edge.pipeline.steps import Engine, RunnerEngine, Steps
-from aid_edge.pipeline.verdict import choose
+from aid_edge.pipeline.verdict import Choice, choose
 from aid_edge.recipe import StaticInt8
+from aid_edge.sources.inputs import parse_input
 from aid_edge.sources.opening import open_source
-from device_agent.contract.names import IDENTIFIER_PATTERN, VERSION_PATTERN
-from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 
-MAX_CALIBRATION_SAMPLES = 512
-
-Target = tuple[HardwareProfile, str]
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """What is tried for one profile, and what its runtimes refused before any work."""
-
-    target: Target
-    plans: tuple[Plan, ...]
-    refused: tuple[Candidate, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Tried:
-    """One profile with its candidates: those that were made, and those that could not be."""
-
-    target: Target
-    made: tuple[Made, ...]
-    failed: tuple[Candidate, ...]
+RANDOM_MARK = " [calibrated on random data]"
 
 
 def run(
@@ -78,6 +63,7 @@ def run(
     *,
     on_progress: Progress = lambda _task, _share, _what: None,
     engine: Engine | None = None,
+    measure_on: MeasureOnDevice | None = None,
 ) -> ConvertResult:
     """Carry out a conversion; the report is written also when every candidate misses a gate.
 
@@ -85,214 +71,167 @@ def run(
         request: What to do.
         on_progress: Told how far each task is.
         engine: What carries out the heavy steps; worker processes when None.
+        measure_on: Measures finalists on a real device, where one was asked for.
 
     Raises:
         UsageError: The request cannot be meant.
         SourceError: The source model cannot be read.
         UnsupportedModelError: No runtime of a profile takes the model; said before any work.
         DataError: Data are missing, do not fit, or overlap.
+        ExecutorError: The cluster cannot be reached, or its workers cannot do the work.
         ConversionError: Every candidate failed to convert.
         OutputError: The output folder cannot be written.
     """
-    _check(request)
+    check_request(request)
     release.check_writable(request.out)
     on_progress = one_at_a_time(on_progress)
     on_progress("source", 0.0, "inspecting")
-    model = open_source(request.source, weights=request.weights, card=request.card)
-    name, version = _name_of(request, model)
-    planned, converters = _plan(request, model)
+    model = _open(request)
+    name, version = name_of(request, model)
+    planned, converters = plan_all(request, model)
     on_progress("source", 0.2, "loading data")
-    subject = _load(request, model, planned)
-    steps = Steps(
-        Cache(request.cache or default_root()), tool_versions(), converters,
-        engine or RunnerEngine(),
-    )  # fmt: skip
-    host = this_host()
-    maker = Maker(steps, subject, host, request.seed, request.jobs or default_jobs())
-    on_progress("source", 0.4, "running the source model")
-    maker.run_source(lambda share, what: on_progress("source", 0.4 + 0.6 * share, what))
-    on_progress("source", 1.0, "done")
-    tried = _measure(_make(maker, planned, on_progress), maker, on_progress)
-    on_progress("report", 0.0, "judging")
-    report = Report(
-        source=_source_finding(model, name, version),
-        data=_data_findings(subject),
-        profiles=tuple(_choose(t, subject, host) for t in tried),
-        provenance=Provenance(
-            command=request.command, seed=request.seed, host=host.title, tools=dict(steps.tools)
-        ),
-    )
-    result = _write(request, subject, tried, report)
+    root = request.cache or default_root()
+    with _shared_folder(root, request) as shared:
+        loader = Loader(request, model, shared)
+        subject = loader.load(planned)
+        steps = Steps(Cache(root), tool_versions(), converters, engine or RunnerEngine())
+        maker = Maker(steps, Judge(steps, subject, request.seed), this_host())
+        tried = _search(request, maker, planned, on_progress)
+        tried = _measure(tried, maker, on_progress, measure_on)
+        on_progress("report", 0.0, "judging")
+        tried, choices = _choose_all(tried, maker)
+        report = Report(
+            source=_source_finding(model, name, version),
+            data=data_findings(subject),
+            profiles=tuple(
+                _finding(t, c, maker, loader.notes) for t, c in zip(tried, choices, strict=True)
+            ),
+            provenance=Provenance(
+                command=request.command,
+                seed=request.seed,
+                host=maker.host.title,
+                tools=dict(steps.tools),
+            ),
+        )
+        result = _write(request, maker, tried, report)
+    steps.cache.trim(default_limit())
     on_progress("report", 1.0, str(result.html))
     if not any(t.made for t in tried):
         raise _all_failed(tried, result)
     return result
 
 
-def _check(request: ConvertRequest) -> None:
-    if not request.targets:
-        raise UsageError("no hardware profile is named", hint="Name one with --profile.")
-    if request.jobs is not None and request.jobs < 1:
-        raise UsageError(f"{request.jobs} jobs cannot be run", hint="Give --jobs 1 or more.")
-    ids = [profile.id for profile, _ in request.targets]
-    if len(set(ids)) < len(ids):
-        raise UsageError(f"a hardware profile is named twice: {', '.join(ids)}")
-    if request.evaluation is None and request.fidelity is None:
-        raise UsageError(
-            "nothing to judge candidates on",
-            hint="Give labelled data with --evaluate, or unlabelled inputs with --fidelity.",
-        )
-
-
-def _name_of(request: ConvertRequest, model: SourceModel) -> tuple[str, str]:
-    name, version = request.name or model.name, request.version or model.version
-    if not re.fullmatch(IDENTIFIER_PATTERN, name):
-        raise UsageError(
-            f"{name!r} cannot name a release",
-            hint="Use 1 to 63 of a-z, 0-9, '.', '_' and '-' in --name or the model card.",
-        )
-    if not re.fullmatch(VERSION_PATTERN, version):
-        raise UsageError(
-            f"{version!r} cannot be a version",
-            hint="Use 1 to 63 letters, digits, '.', '+', '_' and '-' in --version.",
-        )
-    return name, version
-
-
-def _plan(
-    request: ConvertRequest, model: SourceModel
-) -> tuple[list[_Planned], dict[str, Converter]]:
-    """Return what to try per profile, and the converters by runtime.
-
-    Asks every converter before any work, and refuses where none takes the model.
-    """
-    installed = set(registry.available())
-    for runtime in request.runtimes:
-        if runtime not in installed:
-            registry.load(runtime)  # raises, and says which there are
-    names = {r.name for profile, _ in request.targets for r in profile.runtimes}
-    wanted = names & installed & (set(request.runtimes) or names)
-    converters = {name: registry.load(name) for name in sorted(wanted)}
-    methods = {name: converter.methods for name, converter in converters.items()}
-    planned = []
-    for target in request.targets:
-        plans = plan(target[0], methods, Wishes(only=request.runtimes, seed=request.seed))
-        refusals: dict[str, UnsupportedModelError] = {}
-        for runtime in dict.fromkeys(p.runtime for p in plans):
-            try:
-                converters[runtime].check(model, target[0])
-            except UnsupportedModelError as e:
-                refusals[runtime] = e
-        if all(p.runtime in refusals for p in plans):
-            raise UnsupportedModelError(
-                f"no runtime of profile {target[0].id} takes {model.spec}",
-                [f"{name}: {reason}" for name, e in refusals.items() for reason in e.reasons],
-                hint="; ".join(dict.fromkeys(e.hint for e in refusals.values() if e.hint)),
-            )
-        planned.append(
-            _Planned(
-                target,
-                tuple(p for p in plans if p.runtime not in refusals),
-                tuple(
-                    refused(p, refusals[p.runtime])
-                    for p in plans
-                    if p.runtime in refusals and not p.fallback
-                ),
-            )
-        )
-    return planned, converters
-
-
-def _load(request: ConvertRequest, model: SourceModel, planned: Sequence[_Planned]) -> Subject:
-    """Load and check all data, before any work."""
-    needing = [p for one in planned for p in one.plans if p.recipe.needs_calibration]
-    if needing and request.calibration is None:
-        raise DataError(
-            f"{needing[0].id} needs calibration data, and none are given",
-            hint="Give real inputs with --calibration; they need no labels.",
-        )
-    calibration = evaluation = None
-    if needing and request.calibration is not None:
-        calibration = load(request.calibration, model, limit=MAX_CALIBRATION_SAMPLES)
-    if request.evaluation is not None:
-        evaluation = load(request.evaluation, model, labelled=True)
-    fidelity = evaluation if request.fidelity is None else load(request.fidelity, model)
-    if fidelity is None:
-        raise UsageError("nothing to judge candidates on")
-    if calibration is not None:
-        if evaluation is not None:
-            refuse_overlap(calibration, evaluation, "evaluation")
-        refuse_overlap(calibration, fidelity, "fidelity")
-    is_classification = evaluation is not None or (
-        model.card is not None and model.card.task == "classification"
+def _open(request: ConvertRequest) -> SourceModel:
+    model = open_source(
+        request.source,
+        weights=request.weights,
+        card=request.card,
+        inputs=[parse_input(text) for text in request.inputs],
     )
-    return Subject(model, calibration, evaluation, fidelity, is_classification)
+    if request.preprocess is None:
+        return model
+    said = read_preprocess(request.preprocess)
+    card = model.card or ModelCard(
+        request.preprocess, model.name, model.version, model.name, "other", (), "", (), (), (), ()
+    )
+    return replace(model, card=replace(card, preprocess=said))
 
 
-def _make(maker: Maker, planned: Sequence[_Planned], on_progress: Progress) -> list[_Tried]:
-    """Make all candidates; fallbacks only where the runtime's first int8 misses in quality."""
-    found: dict[tuple[str, str], Made | Candidate] = {}
+@contextlib.contextmanager
+def _shared_folder(root: Path, request: ConvertRequest) -> Iterator[Path | None]:
+    """Give a folder for samples that other machines see; None where this one does all."""
+    if request.executor is None:
+        yield None
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=root, prefix="data-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    def make(todo: Sequence[tuple[HardwareProfile, Plan]]) -> None:
-        work = [partial(maker.make, plan, profile, on_progress) for profile, plan in todo]
-        outcomes = run_all(work, maker.jobs)
-        found.update({(p.id, q.id): o for (p, q), o in zip(todo, outcomes, strict=True)})
 
-    every = [(one.target[0], p) for one in planned for p in one.plans]
-    make([(profile, p) for profile, p in every if not p.fallback])
-    make([(profile, p) for profile, p in every if p.fallback and _is_needed(p, profile, found)])
-    tried = []
-    for one in planned:
-        name = one.target[0].id
-        outcomes = [found[name, p.id] for p in one.plans if (name, p.id) in found]
-        made = tuple(o for o in outcomes if isinstance(o, Made))
-        failed = tuple(o for o in outcomes if isinstance(o, Candidate))
-        tried.append(_Tried(one.target, made, (*one.refused, *failed)))
+def _search(
+    request: ConvertRequest, maker: Maker, planned: Sequence[Planned], on_progress: Progress
+) -> list[Tried]:
+    jobs = request.jobs or default_jobs()
+    cache = maker.steps.cache
+    with open_executor(request.executor, jobs, cache.root) as executor:
+        budget = Budget.starting_now(request.time_budget_s)
+        on_progress("source", 0.4, "running the source model")
+        maker.judge.run_source(
+            lambda share, what: on_progress("source", 0.4 + 0.6 * share, what), jobs
+        )
+        on_progress("source", 1.0, "done")
+        journal = Journal(cache.root, _asked(request, maker, planned))
+        distributed = not isinstance(executor, LocalExecutor)
+        search = Search(maker, executor, budget, journal, on_progress, distributed=distributed)
+        tried = search.run(planned)
+        journal.finish()
     return tried
 
 
-def _is_needed(
-    fallback: Plan, profile: HardwareProfile, found: Mapping[tuple[str, str], Made | Candidate]
-) -> bool:
-    """Return whether every int8 candidate of the runtime was made and misses in quality."""
-    before = [
-        one
-        for (name, _), one in found.items()
-        if name == profile.id
-        and isinstance(one, Made)
-        and one.plan.runtime == fallback.runtime
-        and one.candidate.compressed
+def _asked(request: ConvertRequest, maker: Maker, planned: Sequence[Planned]) -> str:
+    """Return all that makes a search another one."""
+    subject = maker.judge.subject
+    data = [d.digest for d in (subject.calibration, subject.train, *subject.judging) if d]
+    plans = [(p.target[1], [plan.id for plan in p.plans]) for p in planned]
+    return repr((subject.model.digest, data, plans, request.seed, request.metric))
+
+
+def _measure(
+    tried: Sequence[Tried], maker: Maker, on_progress: Progress, measure_on: MeasureOnDevice | None
+) -> list[Tried]:
+    """Benchmark what is still in the race, here and, where asked for, on a device."""
+    flat = [(t.target[0], m) for t in tried for m in t.made if m.candidate.outcome is None]
+    measured = maker.benchmark(flat, on_progress)
+    if measure_on is not None:
+        pairs = [(profile, m) for (profile, _), m in zip(flat, measured, strict=True)]
+        measured = measured_on_device(pairs, maker.judge.subject.fidelity, measure_on)
+    found = iter(measured)
+    return [
+        replace(t, made=tuple(next(found) if m.candidate.outcome is None else m for m in t.made))
+        for t in tried
     ]
+
+
+def _choose_all(tried: Sequence[Tried], maker: Maker) -> tuple[list[Tried], list[Choice]]:
+    chosen = [_choose(t, maker) for t in tried]
+    return with_seconds([t for t, _ in chosen]), [choice for _, choice in chosen]
+
+
+def _choose(tried: Tried, maker: Maker) -> tuple[Tried, Choice]:
+    """Return the profile with its gates judged and its chosen layers explained, and the choice."""
+    profile = tried.target[0]
+    known = latency_source(profile, maker.host) != "uncalibrated"
     hard = profile.constraints.hard
-    return bool(before) and all(
-        any(
-            gate.status == "fail" and gate.gate in QUALITY_GATES
-            for gate in judge(one.candidate, hard, latency_known=False)
-        )
-        for one in before
-    )
-
-
-def _measure(tried: Sequence[_Tried], maker: Maker, on_progress: Progress) -> list[_Tried]:
-    flat = [(t.target[0], m) for t in tried for m in t.made]
-    measured = iter(maker.benchmark(flat, on_progress))
-    return [_Tried(t.target, tuple(next(measured) for _ in t.made), t.failed) for t in tried]
-
-
-def _choose(tried: _Tried, subject: Subject, host: Host) -> ProfileFinding:
-    profile, digest = tried.target
-    latency = latency_source(profile, host)
-    known, constraints = latency != "uncalibrated", profile.constraints
-    judged = [
-        msgspec.structs.replace(
-            m.candidate, gates=judge(m.candidate, constraints.hard, latency_known=known)
-        )
-        for m in tried.made
+    made = [m.changed(gates=judge(m.candidate, hard, latency_known=known)) for m in tried.made]
+    choice = choose(
+        [*(m.candidate for m in made), *tried.failed], profile.constraints.rank_by,
+        latency_known=known,
+    )  # fmt: skip
+    floats = {m.plan.runtime: m for m in made if m.plan.recipe.key == "float32"}
+    explained = [
+        with_layers(maker, floats.get(m.plan.runtime), m)
+        if m.plan.id == choice.chosen and isinstance(m.plan.recipe.quantize, StaticInt8)
+        else m
+        for m in made
     ]
-    choice = choose([*judged, *tried.failed], constraints.rank_by, latency_known=known)
+    final = tuple(m.changed(outcome=choice.outcomes[m.plan.id]) for m in explained)
+    return replace(tried, made=final), choice
+
+
+def _finding(
+    tried: Tried, choice: Choice, maker: Maker, about_data: Sequence[str]
+) -> ProfileFinding:
+    profile, digest = tried.target
+    latency = latency_source(profile, maker.host)
     candidates = tuple(
-        msgspec.structs.replace(c, outcome=choice.outcomes[c.id]) for c in [*judged, *tried.failed]
+        msgspec.structs.replace(c, outcome=choice.outcomes[c.id])
+        for c in [*(m.candidate for m in tried.made), *tried.failed]
     )
+    known = latency != "uncalibrated"
+    rank_by = profile.constraints.rank_by
     found = ProfileFinding(
         id=profile.id,
         title=profile.title,
@@ -300,16 +239,23 @@ def _choose(tried: _Tried, subject: Subject, host: Host) -> ProfileFinding:
         arch=profile.arch,
         latency=latency,
         threads=profile.runtimes[0].threads,
-        rank_by=constraints.rank_by,
+        rank_by=rank_by,
         candidates=candidates,
         chosen=choice.chosen,
         verdict=choice.verdict,
+        pareto=pareto(candidates, latency_known=known),
+        why_not_cheaper=why_not_cheaper(
+            candidates, choice.chosen, [k for k in rank_by if k != "latency" or known]
+        ),
+        search=tried.search,
     )
+    subject = maker.judge.subject
     shared: tuple[str, ...] = ()
     if subject.calibration is not None:
         shared = shared_groups(subject.calibration, subject.fidelity)
     full_range = [m.plan.id for m in tried.made if _may_saturate(m.plan)]
-    return msgspec.structs.replace(found, notes=notes(found, host, shared, full_range))
+    said = notes(found, maker.host, shared, full_range)
+    return msgspec.structs.replace(found, notes=(*about_data, *subject.model.notes, *said))
 
 
 def _may_saturate(planned: Plan) -> bool:
@@ -322,9 +268,10 @@ def _may_saturate(planned: Plan) -> bool:
 
 
 def _write(
-    request: ConvertRequest, subject: Subject, tried: Sequence[_Tried], report: Report
+    request: ConvertRequest, maker: Maker, tried: Sequence[Tried], report: Report
 ) -> ConvertResult:
     page, data = render(report), msgspec.json.format(msgspec.json.encode(report), indent=1)
+    subject = maker.judge.subject
     releases = {}
     about = release.About(
         model=subject.model,
@@ -341,7 +288,7 @@ def _write(
             release.remove_release(request.out, found.id)
             continue
         releases[found.id] = release.write_release(
-            request.out, about, _chosen(chosen, one.target, subject, report)
+            request.out, about, _chosen(chosen, one.target, maker, report)
         )
     with release.output_errors(request.out):
         request.out.mkdir(parents=True, exist_ok=True)
@@ -350,29 +297,40 @@ def _write(
     return ConvertResult(report, request.out, releases)
 
 
-def _chosen(made: Made, target: Target, subject: Subject, report: Report) -> release.Chosen:
-    result = made.result
+def _chosen(made: Made, target: Target, maker: Maker, report: Report) -> release.Chosen:
+    result, subject = made.result, maker.judge.subject
     inputs = result.to_artifact(subject.fidelity.inputs)
-    scores = in_order(subject.model.outputs, made.outputs)
+    if result.executed:
+        outputs = maker.judge.answers(result, subject.fidelity, lambda _share, _what: None)
+    else:
+        # Nobody ran the artifact: it is to answer as the source does, within int8's tolerance.
+        known = maker.judge.source(subject.fidelity)
+        outputs = {t.name: a for t, a in zip(result.outputs, known, strict=True)}
+    scores = in_order(subject.model.outputs, outputs)
     picked = pick(inputs, scores, classification=subject.classification)
+    candidate = made.candidate
+    random = subject.calibration is not None and subject.calibration.is_random
+    if random and made.plan.recipe.needs_calibration:
+        candidate = msgspec.structs.replace(candidate, recipe=candidate.recipe + RANDOM_MARK)
     provenance = {
         "schema": "aid-edge/provenance/v1",
         "source": msgspec.to_builtins(report.source),
         "data": msgspec.to_builtins(report.data),
         "provenance": msgspec.to_builtins(report.provenance),
         "profile": {"id": target[0].id, "digest": target[1]},
-        "candidate": made.candidate.id,
+        "candidate": candidate.id,
         "recipe": repr(made.plan.recipe),
         "artifact": result.digest,
+        "executed": result.executed,
         "converter_tools": dict(result.tools),
     }
     return release.Chosen(
-        candidate=made.candidate,
+        candidate=candidate,
         result=result,
         profile=target[0],
         profile_digest=target[1],
-        golden=judged_by(len(picked), compressed=made.candidate.compressed),
-        golden_frame=encode((result.inputs, result.outputs), inputs, made.outputs, picked),
+        golden=judged_by(len(picked), compressed=candidate.compressed or not result.executed),
+        golden_frame=encode((result.inputs, result.outputs), inputs, outputs, picked),
         provenance=msgspec.json.format(msgspec.json.encode(provenance), indent=1),
     )
 
@@ -398,27 +356,7 @@ def _source_finding(model: SourceModel, name: str, version: str) -> SourceFindin
     )
 
 
-def _data_findings(subject: Subject) -> tuple[DataFinding, ...]:
-    roles: list[tuple[Literal["calibration", "evaluation", "fidelity"], DataSet | None]] = [
-        ("calibration", subject.calibration),
-        ("evaluation", subject.evaluation),
-        ("fidelity", subject.fidelity),
-    ]
-    return tuple(
-        DataFinding(
-            role=role,
-            spec=data.spec,
-            n=len(data),
-            units=data.clusters,
-            labelled=data.labels is not None,
-            digest=data.digest,
-        )
-        for role, data in roles
-        if data is not None
-    )
-
-
-def _all_failed(tried: Sequence[_Tried], result: ConvertResult) -> ConversionError:
+def _all_failed(tried: Sequence[Tried], result: ConvertResult) -> ConversionError:
     failed = [c for t in tried for c in t.failed]
     causes = "; ".join(f"{c.id}: {c.outcome.text}" for c in failed if c.outcome is not None)
     return ConversionError("no candidate could be made", cause=causes, hint=f"See {result.html}.")

@@ -33,6 +33,9 @@ CHOSEN = "chosen"
 FLOAT_IS_BETTER = "float-is-better"
 OUTRANKED = "outranked"
 NOT_DECIDED = "not-decided"
+NOT_EXECUTED = "not-executed"
+TIME_BUDGET = "time-budget"
+DOMINATED = "dominated"
 
 
 class Gate(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +192,12 @@ class TrainingFinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepFinding(msgspec.Struct, frozen=True, kw_only=True):
-    """Time and peak memory of one step; ``cached`` when it was done before."""
+    """Time and peak memory of one step's worker processes.
+
+    Attributes:
+        cached: Whether an earlier candidate of the report had it done; the figures are those of
+            then, so that they are the same when a conversion is repeated.
+    """
 
     what: str
     seconds: float
@@ -326,8 +334,8 @@ class SearchFinding(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         planned: Recipes that were considered.
         rounds: One line per round of successive halving: what it judged on, who went on.
-        stopped: Why it ended: ``done``, ``time-budget`` or ``interrupted``.
-        seconds: Wall time.
+        stopped: Why it ended: ``done`` or ``time-budget``.
+        seconds: Of all worker processes, each step as it took when it was done.
         resumed: Whether earlier work was taken up.
     """
 
@@ -352,6 +360,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         id: ``<runtime>/<recipe key>``, unique within its profile.
         compressed: Whether the recipe changes the numbers; float candidates are the baseline.
         digest: Of the artifact; empty when there is none.
+        executed: Whether the artifact was run on this host; else its quality is not measured.
         outcome: ``chosen``, or why not.
         executed: Whether the artifact was run on this host; where not, it was inspected only.
     """
@@ -363,6 +372,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     recipe_key: str
     compressed: bool
     digest: str = ""
+    executed: bool = True
     measurements: tuple[Measurement, ...] = ()
     gates: tuple[Gate, ...] = ()
     accuracy: AccuracyFinding | None = None
@@ -434,7 +444,7 @@ class DataFinding(msgspec.Struct, frozen=True, kw_only=True):
         random: Made up, not real: figures and releases that rest on it are marked.
     """
 
-    role: Literal["calibration", "evaluation", "fidelity"]
+    role: Literal["calibration", "evaluation", "fidelity", "training"]
     spec: str
     n: int
     units: int

@@ -9,6 +9,7 @@ from aid_edge.pipeline.findings import (
     FidelityFinding,
     Gate,
     GateName,
+    MetricFinding,
     Status,
 )
 from aid_edge.pipeline.text import milliseconds, percent, points, size
@@ -25,11 +26,18 @@ def judge(candidate: Candidate, hard: Hard, *, latency_known: bool) -> tuple[Gat
         latency_known: Whether latency figures stand for the device: measured on its architecture
             or estimated by a calibrated cost table.
     """
+    # On a microcontroller the arena is all the memory that a model takes.
+    memory = candidate.figure("arena_bytes") or candidate.figure("peak_rss")
+    quality = (
+        metric_gate(candidate.metrics[0], hard.accuracy_share)
+        if candidate.metrics
+        else accuracy_gate(candidate.accuracy, hard.accuracy_share)
+    )
     gates = [
         _at_most("artifact-size", candidate.figure("artifact_bytes"), float(hard.artifact), "B"),
-        _at_most("peak-memory", candidate.figure("peak_rss"), float(hard.peak_ram), "B"),
+        _at_most("peak-memory", memory, float(hard.peak_ram), "B"),
         _latency(candidate.figure("latency_p95"), float(hard.latency_p95), known=latency_known),
-        accuracy_gate(candidate.accuracy, hard.accuracy_share),
+        quality,
     ]
     if candidate.fidelity is not None:
         gates += fidelity_gates(candidate.fidelity, hard)
@@ -66,6 +74,43 @@ def accuracy_gate(accuracy: AccuracyFinding | None, share: float) -> Gate:
     return Gate(
         gate="accuracy", status=status, limit=margin, unit="share", value=accuracy.drop,
         low=accuracy.drop_low, high=accuracy.drop_high, firm=status != "undecided", text=text,
+    )  # fmt: skip
+
+
+def metric_margin(metric: MetricFinding, share: float) -> float:
+    """Return how much worse than the source a candidate may be, in the metric's unit.
+
+    Of what is right, ``share`` must stay: of a score its own value, of an error rate (a share that
+    is better when lower, such as a word error rate) what it leaves of one. Other errors, such as a
+    root mean square, may grow by the same share of themselves.
+    """
+    base = abs(metric.source)
+    if not metric.higher_is_better and metric.unit == "share":
+        base = max(0.0, 1 - metric.source)
+    return (1 - share) * base
+
+
+def metric_gate(metric: MetricFinding, share: float) -> Gate:
+    """Judge the drop of a task metric by its paired interval; see :func:`accuracy_gate`."""
+    margin = metric_margin(metric, share)
+    status: Status = "undecided"
+    if metric.drop_high <= margin:
+        status = "pass"
+    elif metric.drop_low > margin:
+        status = "fail"
+    found = (
+        f"{metric.name} {metric.candidate:.4g}, source {metric.source:.4g}, worse by "
+        f"{metric.drop:.4g}, 95 % interval [{metric.drop_low:.4g}, {metric.drop_high:.4g}], "
+        f"n = {metric.n}; allowed {margin:.4g}"
+    )
+    if status == "undecided":
+        enough = ""
+        if metric.detectable_drop is not None:
+            enough = f". {metric.n} samples find a drop of {metric.detectable_drop:.4g} or more"
+        found = f"undecided: {found}{enough}; fidelity to the source decides"
+    return Gate(
+        gate="accuracy", status=status, limit=margin, unit=metric.unit, value=metric.drop,
+        low=metric.drop_low, high=metric.drop_high, firm=status != "undecided", text=found,
     )  # fmt: skip
 
 

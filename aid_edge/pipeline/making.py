@@ -1,64 +1,34 @@
-"""Makes candidates: converts, runs and benchmarks them, and keeps what they answered."""
+"""Makes candidates: prepares, converts, judges and benchmarks them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from dataclasses import dataclass, replace
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from aid_edge.errors import (
-    ConversionError,
+    DataError,
     HostError,
     MissingDependencyError,
     StepCrashedError,
     UnsupportedModelError,
 )
-from aid_edge.evaluate.data import DataSet
-from aid_edge.model import SourceModel
-from aid_edge.pipeline.search.space import Plan
-from aid_edge.pipeline.findings import Candidate, Flip, PlacementFinding, Refusal
-from aid_edge.pipeline.flips import MAX_FLIPS, find_flips
-from aid_edge.pipeline.jobs import run_all
-from aid_edge.pipeline.measure import (
-    Host,
-    accuracy_finding,
-    fidelity_finding,
-    in_order,
-    quality_figures,
-    run_figures,
-    size_figures,
-)
+from aid_edge.pipeline.findings import Candidate, Refusal, StepFinding, TrainingFinding
+from aid_edge.pipeline.judging import Judge
+from aid_edge.pipeline.measure import Host, run_figures
 from aid_edge.pipeline.request import Progress
-from aid_edge.pipeline.steps import Steps
+from aid_edge.pipeline.search.space import Plan
+from aid_edge.pipeline.steps import StepLog, Steps
+from aid_edge.recipe import Recipe
 from aid_edge.runner import Benchmark, ConversionResult
 from device_agent.contract.profile import HardwareProfile
 
 BENCHMARK_TURNS = 2
 """All candidates are measured in turn, this often, so that a busy moment of the host hits all."""
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is converted and on which data it is judged.
-
-    Attributes:
-        evaluation: Labelled data, or None.
-        fidelity: What outputs are compared on; may be the evaluation data.
-        classification: Whether the first output holds scores of classes.
-    """
-
-    model: SourceModel
-    calibration: DataSet | None
-    evaluation: DataSet | None
-    fidelity: DataSet
-    classification: bool
+MIN_DISTILL_INPUTS = 64
+"""Fewer inputs are learned by heart: a net of some thousand parameters fits them all."""
 
 
 @dataclass(frozen=True)
@@ -66,73 +36,60 @@ class Made:
     """A candidate that converted.
 
     Attributes:
-        outputs: What it answered on the fidelity data, [n, ...] per output of the artifact.
+        taken: What its steps took, by their identity; see :class:`StepLog`.
     """
 
     plan: Plan
     candidate: Candidate
     result: ConversionResult
-    outputs: dict[str, Array]
+    taken: tuple[tuple[str, StepFinding], ...] = ()
+
+    def changed(self, **fields: object) -> Made:
+        """Return it with other findings."""
+        return replace(self, candidate=msgspec.structs.replace(self.candidate, **fields))
 
 
 @dataclass
 class Maker:
-    """Carries out plans on one subject."""
+    """Carries out plans on one subject; can be sent to another process as it is."""
 
     steps: Steps
-    subject: Subject
+    judge: Judge
     host: Host
-    seed: int
-    jobs: int = 1
-    _source: dict[str, list[Array]] = field(default_factory=dict)
-
-    def run_source(self, on_progress: Callable[[float, str], None]) -> None:
-        """Run the source model on all data that candidates are compared on.
-
-        Raises:
-            HostError: It cannot be run.
-            ConversionError: Its outputs are not finite.
-        """
-        model = self.subject.model
-        judging = self._judging_data()
-        work = [partial(self.steps.source_outputs, model, d, on_progress) for d in judging]
-        for data, outputs in zip(judging, run_all(work, self.jobs), strict=True):
-            arrays = in_order(model.outputs, outputs)
-            if not all(np.isfinite(a).all() for a in arrays if a.dtype.kind == "f"):
-                raise ConversionError(
-                    f"the source model gives NaN or infinity on {data.spec}",
-                    hint="Check its weights and the preprocessing of the data.",
-                )
-            self._source[data.digest] = arrays
 
     def make(
-        self, planned: Plan, profile: HardwareProfile, on_progress: Progress
+        self, planned: Plan, profile: HardwareProfile, on_progress: Progress | None = None
     ) -> Made | Candidate:
         """Return the made candidate, or the candidate with why it could not be made.
 
         Raises:
             MissingDependencyError: What the converter needs is not installed.
         """
-        task = f"{profile.id} {planned.id}"
-
-        def told(start: float, width: float) -> Callable[[float, str], None]:
-            return lambda share, what: on_progress(task, start + width * share, what)
-
-        on_progress(task, 0.0, "converting")
+        told = _Told(f"{profile.id} {planned.id}", on_progress)
+        told.whole(0.0, "converting")
         empty = describe(planned)
         try:
-            result = self.steps.convert(
-                self.subject.model, planned, profile,
-                (self.subject.calibration, self.subject.fidelity), told(0.0, 0.6),
-            )  # fmt: skip
-            made = self._measured(planned, result, told)
+            with StepLog() as log:
+                result, training = self._converted(planned, profile, told)
+                candidate = msgspec.structs.replace(empty, training=training)
+                told.whole(0.6, "comparing with the source")
+                candidate = self.judge.judge(candidate, result, 0, told.part(0.6, 0.4))
         except MissingDependencyError:
             raise
         except HostError as e:
-            on_progress(task, 1.0, f"failed: {e.code}")
+            told.whole(1.0, f"failed: {e.code}")
             return msgspec.structs.replace(empty, outcome=_refusal(e))
-        on_progress(task, 1.0, "done")
-        return made
+        told.whole(1.0, "done")
+        return Made(planned, candidate, result, tuple(log.taken))
+
+    def look(self, made: Made, number: int) -> Made:
+        """Return a candidate judged on more data; one that cannot be has an outcome that says why."""
+        try:
+            with StepLog() as log:
+                found = self.judge.judge(made.candidate, made.result, number, _silent)
+        except HostError as e:
+            return made.changed(outcome=_refusal(e))
+        return replace(made, candidate=found, taken=(*made.taken, *log.taken))
 
     def benchmark(
         self, made: Sequence[tuple[HardwareProfile, Made]], on_progress: Progress
@@ -142,96 +99,88 @@ class Maker:
         One that cannot be measured gets an outcome that says why, and is not chosen.
         """
         found: list[list[Benchmark]] = [[] for _ in made]
+        logs = [StepLog() for _ in made]
         failed: dict[int, HostError] = {}
         total = BENCHMARK_TURNS * len(made)
+        fidelity = self.judge.subject.fidelity
         for turn in range(BENCHMARK_TURNS):
             for i, (profile, one) in enumerate(made):
-                if i in failed:
+                if i in failed or not one.result.executed:
                     continue
                 share = (turn * len(made) + i) / total
                 on_progress("benchmark", share, f"{profile.id} {one.plan.id}")
                 runtime = profile.runtime(one.plan.runtime)
                 threads = 1 if runtime is None else runtime.threads
                 try:
-                    measured = self.steps.benchmark(
-                        one.result, self.subject.fidelity, threads, turn=turn, host=self.host.title
-                    )
+                    with logs[i]:
+                        measured = self.steps.benchmark(
+                            one.result, fidelity, threads, turn=turn, host=self.host.title
+                        )
                 except StepCrashedError as e:
                     failed[i] = e
                 else:
                     found[i].append(measured)
         on_progress("benchmark", 1.0, "done")
         return [
-            self._with_run(profile, one, found[i]) if i not in failed else _lost(one, failed[i])
+            one.changed(outcome=_refusal(failed[i]))
+            if i in failed
+            else self._with_run(profile, one, found[i], logs[i])
             for i, (profile, one) in enumerate(made)
         ]
 
-    def _judging_data(self) -> list[DataSet]:
-        both = [self.subject.evaluation, self.subject.fidelity]
-        return list({d.digest: d for d in both if d is not None}.values())
-
-    def _measured(
-        self,
-        planned: Plan,
-        result: ConversionResult,
-        told: Callable[[float, float], Callable[[float, str], None]],
-    ) -> Made:
-        subject = self.subject
-        told(0.6, 0.4)(0.0, "comparing with the source")
-        raw = {
-            d.digest: self.steps.outputs(result, d, told(0.6, 0.4)) for d in self._judging_data()
-        }
-        answers = {key: in_order(subject.model.outputs, found) for key, found in raw.items()}
-        fidelity = subject.fidelity
-        close = fidelity_finding(
-            self._source[fidelity.digest], answers[fidelity.digest], fidelity,
-            classification=subject.classification, seed=self.seed,
-        )  # fmt: skip
-        accuracy = None
-        flips: tuple[Flip, ...] = ()
-        labels = subject.model.card.labels if subject.model.card is not None else ()
-        if subject.evaluation is not None:
-            digest = subject.evaluation.digest
-            before, after = self._source[digest][0], answers[digest][0]
-            accuracy = accuracy_finding(before, after, subject.evaluation)
-        if subject.classification:
-            flips = tuple(
-                flip
-                for data in self._judging_data()
-                for flip in find_flips(
-                    self._source[data.digest][0], answers[data.digest][0], data, labels
-                )
-            )[: 2 * MAX_FLIPS]
-        candidate = msgspec.structs.replace(
-            describe(planned),
-            runtime_version=result.runtime_version,
-            digest=result.digest,
-            measurements=(*size_figures(result.artifact), *quality_figures(accuracy, close)),
-            accuracy=accuracy,
-            fidelity=close,
-            flips=flips,
-            placement=PlacementFinding(
-                integer=result.placement.integer,
-                floating=result.placement.floating,
-                operators=dict(result.placement.operators),
-            ),
-            seconds=result.seconds,
-            conversion_peak_bytes=result.peak_rss_bytes,
-            tools=dict(result.tools),
+    def _converted(
+        self, planned: Plan, profile: HardwareProfile, told: _Told
+    ) -> tuple[ConversionResult, TrainingFinding | None]:
+        subject = self.judge.subject
+        model, training = subject.model, None
+        if planned.recipe.is_prepared:
+            told.whole(0.0, "pruning and recovering")
+            _check_data(planned.recipe, subject.calibration)
+            model, training = self.steps.prepare(
+                model, planned.recipe, subject.inputs, told.part(0.0, 0.4)
+            )
+            self.steps.converters[planned.runtime].check(model, profile)
+        width = 0.2 if planned.recipe.is_prepared else 0.6
+        result = self.steps.convert(
+            model, planned, profile, subject.inputs, told.part(0.6 - width, width)
         )
-        return Made(planned, candidate, result, raw[fidelity.digest])
+        return result, training
 
     def _with_run(
-        self, profile: HardwareProfile, made: Made, benchmarks: Sequence[Benchmark]
+        self, profile: HardwareProfile, made: Made, benchmarks: Sequence[Benchmark], log: StepLog
     ) -> Made:
+        if not benchmarks:
+            return made
         figures = (*made.candidate.measurements, *run_figures(benchmarks, profile, self.host))
-        candidate = msgspec.structs.replace(made.candidate, measurements=figures)
-        return Made(made.plan, candidate, made.result, made.outputs)
+        return replace(made.changed(measurements=figures), taken=(*made.taken, *log.taken))
 
 
-def _lost(made: Made, error: HostError) -> Made:
-    candidate = msgspec.structs.replace(made.candidate, outcome=_refusal(error))
-    return Made(made.plan, candidate, made.result, made.outputs)
+class _Told:
+    """Tells of one task, the parts of which each go from 0 to 1."""
+
+    def __init__(self, task: str, on_progress: Progress | None) -> None:
+        self._task, self._on_progress = task, on_progress
+
+    def whole(self, share: float, what: str) -> None:
+        if self._on_progress is not None:
+            self._on_progress(self._task, share, what)
+
+    def part(self, start: float, width: float) -> Callable[[float, str], None]:
+        return lambda share, what: self.whole(start + width * share, what)
+
+
+def _check_data(recipe: Recipe, calibration: object) -> None:
+    distills = recipe.recover is not None and recipe.recover.method == "distill"
+    count = 0 if calibration is None else len(calibration)  # type: ignore[arg-type]
+    if distills and count < MIN_DISTILL_INPUTS:
+        raise DataError(
+            f"{count} calibration inputs are too few to distil on; {MIN_DISTILL_INPUTS} are wanted",
+            hint="Give more real inputs with --calibration; they need no labels.",
+        )
+
+
+def _silent(share: float, text: str) -> None:
+    """Take progress and say nothing."""
 
 
 def _refusal(error: HostError) -> Refusal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from aid_edge.pipeline.findings import ProfileFinding, Report
 from aid_edge.pipeline.text import milliseconds, percent, points, size
@@ -36,6 +37,15 @@ class ConvertRequest:
         jobs: Pieces of work that run at once; None means as many as is sensible here. Figures do
             not depend on it: what is timed always runs alone.
         command: How the user asked for it, for the provenance.
+        inputs: Sizes of inputs, each ``NAME=SHAPE``.
+        preprocess: File with preprocessing steps; else the card's.
+        train: Labelled data to fine-tune on.
+        recovery_minutes: Of training per pruned model; 0 means that nothing is pruned.
+        metric: Task metric that decides instead of top-1: its name, or ``module:function``.
+        search: ``quick`` is what pays nearly always, ``full`` all that the converters can do.
+        time_budget_s: When the search ends; None means when it is done.
+        executor: Address of a cluster, ``dask://HOST:PORT`` or ``ray://HOST:PORT``.
+        allow_overlap: Whether calibration data may be data that are judged on; it is then said.
     """
 
     source: str
@@ -53,6 +63,15 @@ class ConvertRequest:
     seed: int = 0
     jobs: int | None = None
     command: str = ""
+    inputs: tuple[str, ...] = ()
+    preprocess: Path | None = None
+    train: str | None = None
+    recovery_minutes: float = 0.0
+    metric: str | None = None
+    search: Literal["quick", "full"] = "quick"
+    time_budget_s: float | None = None
+    executor: str | None = None
+    allow_overlap: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import contextvars
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 
-from aid_edge import runner
+from aid_edge import diagnose, isolate, runner, samples
 from aid_edge.converter import Arrays, Converter
+from aid_edge.diagnose import LayerRecord
+from aid_edge.diagnose.compare import DEFAULT_SAMPLES
 from aid_edge.evaluate.data import DataSet
+from aid_edge.isolate import Limits
 from aid_edge.model import SourceModel
-from aid_edge.outcome import Closeness
 from aid_edge.pipeline.cache import Cache, source_version
+from aid_edge.pipeline.findings import StepFinding, TrainingFinding
 from aid_edge.pipeline.search.space import Plan
-from aid_edge.recipe import Recipe
+from aid_edge.pipeline.stored import (
+    read_outputs,
+    read_prepared,
+    read_result,
+    read_step,
+    write_outputs,
+    write_prepared,
+    write_result,
+    write_step,
+)
+from aid_edge.recipe import Float32, Recipe, StaticInt8
 from aid_edge.runner import Benchmark, ConversionRequest, ConversionResult
-from aid_edge.runtimes import Placement
 from device_agent.contract.names import digest_of
 from device_agent.contract.profile import HardwareProfile
-from device_agent.contract.tensors import TensorInfo
 
 BATCH = 16
 """Inputs at a time when outputs are compared; artifacts of a fixed batch keep theirs."""
@@ -34,14 +45,30 @@ BENCHMARK_RUNS = 100
 BENCHMARK_SAMPLES = 8
 CLOSENESS_SAMPLES = 4
 _STEP_MODULES = ("aid_edge.runner", "aid_edge.outcome", "aid_edge.runtimes", "aid_edge.sources")
+_PREPARE_MODULE = "aid_edge.compress"
+_DIAGNOSE_MODULE = "aid_edge.diagnose"
 """What carries the steps out: their source is part of every key."""
 
-_RESULT = "result.json"
-_OUTPUTS = "outputs.npz"
+_LAYERS = "layers.json"
 _BENCHMARK = "benchmark.json"
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data that candidates are made with.
+
+    Attributes:
+        calibration: Unlabelled inputs, or None.
+        checks: Data of which a few samples check an outcome.
+        train: Labelled training data, or None.
+    """
+
+    calibration: DataSet | None
+    checks: DataSet
+    train: DataSet | None = None
 
 
 class Engine(Protocol):
@@ -79,6 +106,16 @@ class Engine(Protocol):
     ) -> Benchmark:
         """See :func:`aid_edge.runner.benchmark`."""
 
+    def prepare(
+        self, model: SourceModel, recipe: Recipe, data: Inputs, out: Path, on_progress: Progress
+    ) -> tuple[SourceModel, TrainingFinding | None]:
+        """See :func:`aid_edge.compress.prepare`."""
+
+    def layers(
+        self, floating: Path, quantized: Path, runtime: str, inputs: Arrays
+    ) -> tuple[LayerRecord, ...]:
+        """See :func:`aid_edge.diagnose.layers`."""
+
 
 class RunnerEngine:
     """Carries the steps out in worker processes."""
@@ -87,25 +124,51 @@ class RunnerEngine:
     predict = staticmethod(runner.predict)
     source_outputs = staticmethod(runner.source_outputs)
     benchmark = staticmethod(runner.benchmark)
+    layers = staticmethod(diagnose.layers)
+
+    def prepare(
+        self, model: SourceModel, recipe: Recipe, data: Inputs, out: Path, on_progress: Progress
+    ) -> tuple[SourceModel, TrainingFinding | None]:
+        """Prune and recover in a worker process."""
+        from aid_edge import compress  # noqa: PLC0415 -- few conversions train
+
+        usual = Limits()
+        minutes = 0.0 if recipe.recover is None else recipe.recover.minutes
+        request = compress.PrepareRequest(
+            model=model, recipe=recipe, out=out,
+            calibration=None if data.calibration is None else data.calibration.inputs,
+            train=data.train,
+            # Training takes its own minutes on top of what everything else may take.
+            limits=replace(usual, time_s=usual.time_s + 60 * minutes),
+        )  # fmt: skip
+        found = compress.prepare(request, on_progress=on_progress)
+        if found.training is None:
+            return found.model, None
+        return found.model, msgspec.convert(msgspec.to_builtins(found.training), TrainingFinding)
 
 
-class _StoredResult(msgspec.Struct, frozen=True):
-    """A :class:`ConversionResult` without its recipe and folder, which the key knows."""
+class StepLog:
+    """What the steps took that are asked for inside ``with log``, in order.
 
-    artifact: str
-    runtime: str
-    runtime_version: str
-    size_bytes: int
-    digest: str
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    axes: dict[str, tuple[int, ...]]
-    placement: Placement
-    closeness: Closeness
-    seconds: float
-    peak_rss_bytes: int
-    tools: dict[str, str]
-    log: str
+    Attributes:
+        taken: Identity of each step and what it took; one that several asked for has one identity.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.taken: list[tuple[str, StepFinding]] = []
+
+    def __enter__(self) -> Self:
+        """Take down every step from now on."""
+        self._token = _log.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave it to the outer one."""
+        _log.reset(self._token)
+
+
+_log: contextvars.ContextVar[StepLog | None] = contextvars.ContextVar("log", default=None)
 
 
 @dataclass(frozen=True)
@@ -128,13 +191,13 @@ class Steps:
         model: SourceModel,
         planned: Plan,
         profile: HardwareProfile,
-        data: tuple[DataSet | None, DataSet],
+        data: Inputs,
         on_progress: Progress,
     ) -> ConversionResult:
         """Return the artifact of a planned candidate.
 
         Args:
-            model: The source model.
+            model: The source model, or what preparation made of it.
             planned: The recipe, and the runtime it is carried out for.
             profile: What it is for.
             data: Calibration data, and data of which a few samples check the outcome.
@@ -143,38 +206,63 @@ class Steps:
         Raises:
             HostError: As :func:`aid_edge.runner.convert` does.
         """
-        recipe, runtime = planned.recipe, planned.runtime
-        calibration, checks = data
-        used = calibration if recipe.needs_calibration else None
+        # Pruning and recovery are done by now: converters see what is left.
+        recipe, runtime = replace(planned.recipe, prune=None, recover=None), planned.runtime
+        checks = data.checks
+        used = data.calibration if recipe.needs_calibration else None
         picked = spread(len(checks), CLOSENESS_SAMPLES)
 
         def make(folder: Path) -> None:
-            out = folder / "artifact"
-            # In the cache since before any candidate: not another run of the source for each.
-            known = self.source_outputs(model, checks, _silent)
+            reference = None
+            if not planned.recipe.is_prepared:
+                # In the cache since before any candidate: not another run of the source for each.
+                known = self.source_outputs(model, checks, _silent)
+                reference = {n: a[picked] for n, a in known.items()}
             request = ConversionRequest(
-                model=model, recipe=recipe, runtime=runtime, profile=profile, out=out,
-                samples=checks.take(picked), reference={n: a[picked] for n, a in known.items()},
-                calibration=None if used is None else used.inputs,
+                model=model, recipe=recipe, runtime=runtime, profile=profile,
+                out=folder / "artifact", samples=checks.take(picked), reference=reference,
+                calibration=None if used is None else self._calibration(used, recipe),
             )  # fmt: skip
-            result = self.engine.convert(request, on_progress=on_progress)
-            _write_result(folder, result)
+            write_result(folder, self.engine.convert(request, on_progress=on_progress))
 
-        folder, _ = self.cache.get(
-            "convert",
-            {
-                **self._shared,
-                "source": model.digest,
-                "recipe": repr(recipe),
-                "runtime": runtime,
-                "converter": self._converter_version(runtime),
-                "profile": _what_is_read(profile, self.converters[runtime]),
-                "calibration": "" if used is None else used.digest,
-                "checks": checks.digest,
-            },
-            make,
-        )
-        return _read_result(folder, recipe)
+        parts = {
+            "source": model.digest,
+            "recipe": repr(recipe),
+            "runtime": runtime,
+            "converter": self._converter_version(runtime),
+            "profile": _what_is_read(profile, self.converters[runtime]),
+            "calibration": "" if used is None else used.digest,
+            "checks": checks.digest,
+        }
+        folder = self._done("convert", parts, make, f"convert to {runtime}")
+        return read_result(folder, planned.recipe)
+
+    def prepare(
+        self, model: SourceModel, recipe: Recipe, data: Inputs, on_progress: Progress
+    ) -> tuple[SourceModel, TrainingFinding | None]:
+        """Return the model pruned and recovered, and how its training went.
+
+        Raises:
+            HostError: As :func:`aid_edge.compress.prepare` does.
+        """
+        calibration, train = data.calibration, data.train
+
+        def make(folder: Path) -> None:
+            found, training = self.engine.prepare(
+                model, recipe, data, folder / "prepared", on_progress
+            )
+            write_prepared(folder, found, training)
+
+        # What follows preparation makes no difference to it, but for QAT, which simulates it.
+        is_qat = recipe.recover is not None and recipe.recover.method == "qat"
+        parts = {
+            "source": model.digest,
+            "recipe": repr(recipe if is_qat else replace(recipe, quantize=Float32())),
+            "compress": source_version(_PREPARE_MODULE),
+            "calibration": "" if calibration is None else calibration.digest,
+            "train": "" if train is None else train.digest,
+        }
+        return read_prepared(self._done("prepare", parts, make, "prune and recover"))
 
     def source_outputs(
         self, model: SourceModel, data: DataSet, on_progress: Progress
@@ -185,31 +273,71 @@ class Steps:
             outputs = self.engine.source_outputs(
                 model, data.inputs, batch=BATCH, on_progress=on_progress
             )
-            _write_outputs(folder, outputs)
+            write_outputs(folder, outputs)
 
-        parts = {**self._shared, "source": model.digest, "data": data.digest}
-        return _read_outputs(self.cache.get("source-outputs", parts, make)[0])
+        parts = {"source": model.digest, "data": data.digest}
+        return read_outputs(self._done("source-outputs", parts, make, "run the source model"))
 
     def outputs(
-        self, result: ConversionResult, data: DataSet, on_progress: Progress
+        self,
+        result: ConversionResult,
+        data: DataSet,
+        on_progress: Progress,
+        chosen: Sequence[int] | None = None,
     ) -> dict[str, Array]:
-        """Return the artifact's outputs on ``data``, array [n, ...] per output."""
+        """Return the artifact's outputs on ``data``, array [n, ...] per output.
+
+        Args:
+            result: The artifact.
+            data: What to run it on.
+            on_progress: Told how far it is.
+            chosen: Which samples, in which order; None is all.
+        """
 
         def make(folder: Path) -> None:
+            inputs = data.inputs if chosen is None else data.take(chosen)
             outputs = self.engine.predict(
-                result.artifact, result.runtime, result.to_artifact(data.inputs), batch=BATCH,
+                result.artifact, result.runtime, result.to_artifact(inputs), batch=BATCH,
                 on_progress=on_progress,
             )  # fmt: skip
-            _write_outputs(folder, outputs)
+            write_outputs(folder, outputs)
 
+        some = "" if chosen is None else digest_of(repr(list(chosen)).encode())
         parts = {
-            **self._shared,
             "artifact": result.digest,
             "runtime": f"{result.runtime} {result.runtime_version}",
             "machine": platform.machine(),
             "data": data.digest,
+            "chosen": some,
         }
-        return _read_outputs(self.cache.get("outputs", parts, make)[0])
+        return read_outputs(self._done("outputs", parts, make, f"run in {result.runtime}"))
+
+    def layers(
+        self, floating: ConversionResult, quantized: ConversionResult, data: DataSet
+    ) -> tuple[LayerRecord, ...]:
+        """Return how each layer of a quantized artifact bears it; the worst first.
+
+        Raises:
+            HostError: As :func:`aid_edge.diagnose.layers` does.
+        """
+
+        def make(folder: Path) -> None:
+            picked = spread(len(data), DEFAULT_SAMPLES)
+            found = self.engine.layers(
+                floating.artifact, quantized.artifact, quantized.runtime,
+                quantized.to_artifact(data.take(picked)),
+            )  # fmt: skip
+            (folder / _LAYERS).write_bytes(msgspec.json.encode(found))
+
+        parts = {
+            "floating": floating.digest,
+            "quantized": quantized.digest,
+            "runtime": f"{quantized.runtime} {quantized.runtime_version}",
+            "data": data.digest,
+            "diagnose": source_version(_DIAGNOSE_MODULE),
+        }
+        folder = self._done("layers", parts, make, "look into layers")
+        return msgspec.json.decode((folder / _LAYERS).read_bytes(), type=tuple[LayerRecord, ...])
 
     def benchmark(
         self, result: ConversionResult, data: DataSet, threads: int, *, turn: int, host: str
@@ -232,7 +360,6 @@ class Steps:
             (folder / _BENCHMARK).write_bytes(msgspec.json.encode(found))
 
         parts = {
-            **self._shared,
             "artifact": result.digest,
             "runtime": f"{result.runtime} {result.runtime_version}",
             "data": data.digest,
@@ -241,8 +368,39 @@ class Steps:
             "runs": str(BENCHMARK_RUNS),
             "host": host,
         }
-        folder = self.cache.get("benchmark", parts, make)[0]
+        folder = self._done("benchmark", parts, make, f"benchmark in {result.runtime}")
         return msgspec.json.decode((folder / _BENCHMARK).read_bytes(), type=Benchmark)
+
+    def _calibration(self, data: DataSet, recipe: Recipe) -> Arrays:
+        """Return what a recipe calibrates on, evenly spaced over the data, on disk."""
+        wanted = recipe.quantize.samples if isinstance(recipe.quantize, StaticInt8) else len(data)
+        if wanted >= len(data):
+            return data.inputs
+        picked = spread(len(data), wanted)
+
+        def make(folder: Path) -> None:
+            parts = (picked[i : i + BATCH] for i in range(0, len(picked), BATCH))
+            samples.write(folder / "samples", (data.take(part) for part in parts))
+
+        folder = self._done("calibration", {"data": data.digest, "n": str(wanted)}, make, "sample")
+        return samples.read(folder / "samples")
+
+    def _done(
+        self, step: str, parts: Mapping[str, str], make: Callable[[Path], None], title: str
+    ) -> Path:
+        """Return the folder with the outcome of ``step``, and take down what it took, ever."""
+
+        def metered(folder: Path) -> None:
+            # Steps within a step are part of it.
+            with isolate.Meter() as meter, StepLog():
+                make(folder)
+            found = StepFinding(what=title, seconds=meter.seconds, peak_bytes=meter.peak_rss_bytes)
+            write_step(folder, found)
+
+        folder, _ = self.cache.get(step, {**self._shared, **parts}, metered)
+        if (log := _log.get()) is not None:
+            log.taken.append((f"{step}/{folder.name}", read_step(folder)))
+        return folder
 
     @cached_property
     def _shared(self) -> dict[str, str]:
@@ -294,26 +452,3 @@ def spread(n: int, wanted: int) -> list[int]:
     """Return at most ``wanted`` indices, evenly spaced over ``n`` samples."""
     count = min(n, wanted)
     return [i * n // count for i in range(count)]
-
-
-def _write_result(folder: Path, result: ConversionResult) -> None:
-    values = {f.name: getattr(result, f.name) for f in fields(result) if f.name != "recipe"}
-    values["artifact"] = str(result.artifact.resolve().relative_to(folder.resolve()))
-    values["axes"], values["tools"] = dict(result.axes), dict(result.tools)
-    (folder / _RESULT).write_bytes(msgspec.json.encode(_StoredResult(**values)))
-
-
-def _read_result(folder: Path, recipe: Recipe) -> ConversionResult:
-    stored = msgspec.json.decode((folder / _RESULT).read_bytes(), type=_StoredResult)
-    values = {name: getattr(stored, name) for name in stored.__struct_fields__}
-    return ConversionResult(**{**values, "artifact": folder / stored.artifact, "recipe": recipe})
-
-
-def _write_outputs(folder: Path, outputs: Mapping[str, Array]) -> None:
-    # Numbered, because an output may have a name that is no member name of an archive.
-    np.savez(folder / _OUTPUTS, *outputs.values(), names=np.array(list(outputs)))
-
-
-def _read_outputs(folder: Path) -> dict[str, Array]:
-    with np.load(folder / _OUTPUTS, allow_pickle=False) as archive:
-        return {str(name): archive[f"arr_{i}"] for i, name in enumerate(archive["names"])}

@@ -1,0 +1,149 @@
+"""Loads all data of a conversion and looks whether they can be meant, before any work."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from aid_edge.errors import DataError, UsageError
+from aid_edge.evaluate.data import DataSet, load, refuse_overlap
+from aid_edge.model import SourceModel
+from aid_edge.pipeline.findings import DataFinding
+from aid_edge.pipeline.judging import Subject
+from aid_edge.pipeline.request import ConvertRequest
+from aid_edge.pipeline.search.driver import Planned
+from aid_edge.recipe import MAX_CALIBRATION_SAMPLES
+
+FEW_CALIBRATION_INPUTS = 32
+"""Ranges from fewer inputs depend on which ones they are. ONNX Runtime's and OpenVINO's
+documentations recommend 100 to 300."""
+
+
+@dataclass
+class Loader:
+    """Loads data sets for one model.
+
+    Attributes:
+        shared: Folder that other machines see as well, or None: samples are put there.
+        notes: What the reader of the report must know of the data.
+    """
+
+    request: ConvertRequest
+    model: SourceModel
+    shared: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def load(self, planned: Sequence[Planned]) -> Subject:
+        """Return what is converted with all its data.
+
+        Raises:
+            DataError: Data are missing, do not fit, or overlap.
+            UsageError: There is nothing to judge on.
+        """
+        request = self.request
+        calibration = self._calibration(planned)
+        evaluation = fidelity = None
+        if request.evaluation is not None:
+            evaluation = self._read("evaluation", request.evaluation, labelled=True)
+        if request.fidelity is not None:
+            fidelity = self._read("fidelity", request.fidelity)
+        fidelity = fidelity or evaluation
+        if fidelity is None:
+            raise UsageError("nothing to judge candidates on")
+        train = None
+        if request.train is not None:
+            train = self._read("training", request.train, labelled=True)
+        for role, other in (("evaluation", evaluation), ("fidelity", fidelity)):
+            if other is not None:
+                self._check_overlap(calibration, other, role)
+                self._check_overlap(train, other, role)
+        return Subject(
+            self.model, calibration, evaluation, fidelity,
+            _is_classification(self.model, evaluation), train, request.metric,
+        )  # fmt: skip
+
+    def _calibration(self, planned: Sequence[Planned]) -> DataSet | None:
+        spec = self.request.calibration
+        needing = [p for one in planned for p in one.plans if p.recipe.needs_calibration]
+        if needing and spec is None:
+            raise DataError(
+                f"{needing[0].id} needs calibration data, and none are given",
+                hint="Give real inputs with --calibration; they need no labels.",
+            )
+        if not needing or spec is None:
+            return None
+        data = self._read("calibration", spec)
+        if data.is_random:
+            self.notes.append(
+                "Calibrated on random data: ranges, and what was learned from them, mean nothing "
+                "for real inputs. The release is marked; do not deploy it for its answers."
+            )
+        elif data.clusters < FEW_CALIBRATION_INPUTS:
+            self.notes.append(
+                f"Calibration rests on {data.clusters} independent inputs ({len(data)} in all): "
+                f"ranges may be missed. {FEW_CALIBRATION_INPUTS} are few, 100 to 300 are usual."
+            )
+        return data
+
+    def _read(self, role: str, spec: str, *, labelled: bool = False) -> DataSet:
+        is_calibration = role == "calibration"
+        folder = None if self.shared is None else self.shared / role
+        return load(
+            spec, self.model, labelled=labelled, folder=folder, seed=self.request.seed,
+            limit=MAX_CALIBRATION_SAMPLES if is_calibration else None,
+            allow_random=is_calibration,
+        )  # fmt: skip
+
+    def _check_overlap(self, made_with: DataSet | None, other: DataSet, role: str) -> None:
+        if made_with is None:
+            return
+        if not self.request.allow_overlap:
+            refuse_overlap(made_with, other, role)
+            return
+        with contextlib.suppress(DataError):
+            refuse_overlap(made_with, other, role)
+            return
+        seen = set(made_with.sample_digests)
+        shared = sum(digest in seen for digest in other.sample_digests)
+        self.notes.append(
+            f"{shared} of {len(other)} samples of the {role} data were also used to make the "
+            "candidates (allowed by --allow-overlap): figures on them flatter."
+        )
+
+
+def data_findings(subject: Subject) -> tuple[DataFinding, ...]:
+    """Return the data that were used, for the report."""
+    roles: list[
+        tuple[Literal["calibration", "evaluation", "fidelity", "training"], DataSet | None]
+    ] = [
+        ("calibration", subject.calibration),
+        ("evaluation", subject.evaluation),
+        ("fidelity", subject.fidelity),
+        ("training", subject.train),
+    ]
+    return tuple(
+        DataFinding(
+            role=role,
+            spec=data.spec,
+            n=len(data),
+            units=data.clusters,
+            labelled=data.targets is not None,
+            digest=data.digest,
+            random=data.is_random,
+        )
+        for role, data in roles
+        if data is not None
+    )
+
+
+def _is_classification(model: SourceModel, evaluation: DataSet | None) -> bool:
+    if model.card is not None and model.card.task == "classification":
+        return True
+    if evaluation is None or evaluation.labels is None:
+        return False
+    shape = model.outputs[0].shape
+    # One score per sample has no arg-max; a task metric judges it.
+    return bool(shape) and shape[-1] != 1
