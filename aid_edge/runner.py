@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from aid_edge import isolate, registry, runtimes
 from aid_edge.converter import Arrays, Artifact
 from aid_edge.errors import ConversionError, DataError, UnsupportedModelError
+from aid_edge.executed import (
+    benchmark_in_worker,
+    check_in_worker,
+    predict_in_worker,
+    source_in_worker,
+)
 from aid_edge.isolate import Limits, Progress
 from aid_edge.model import SourceModel
 from aid_edge.outcome import (
     Closeness,
-    Facts,
     check_arrays,
     check_close,
     check_declared,
     check_finite,
     check_placed,
-    check_same,
     compare,
-    is_whole,
     to_artifact,
 )
 from aid_edge.recipe import Float16, Float32, Recipe, StaticInt8
-from aid_edge.runtimes import Placement, Session
-from aid_edge.sources.opening import run_in_worker
+from aid_edge.runtimes import Placement
+from aid_edge.samples import Samples
 from aid_edge.unexecuted import inspect_in_worker
 from device_agent.contract.manifest import Measurement
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 
-_BATCHES = (2, 3)
 _CHECKED_SAMPLES = 32
 _READ_BYTES = 2**20
 
@@ -163,7 +161,7 @@ def convert(request: ConversionRequest, *, on_progress: Progress | None = None) 
         request.limits,
         lambda share, text: tell(0.1 + 0.7 * share, text),
         _convert_in_worker,
-        request,
+        _lean(request),
     )
     artifact = _inside(made.value, request.out)
     tell(0.8, f"{'check' if executes else 'inspect'} for {request.runtime}")
@@ -178,7 +176,7 @@ def _executed(
 ) -> ConversionResult:
     """Return the result for an artifact that keeps what was declared when it is run."""
     facts = isolate.run_with(
-        request.limits, None, _check_in_worker, artifact, request.runtime, samples,
+        request.limits, None, check_in_worker, artifact, request.runtime, samples,
         saturates=_may_saturate(request.recipe),
     ).value  # fmt: skip
     check_declared(request.model, facts.input_infos, facts.output_infos)
@@ -288,7 +286,7 @@ def predict(
         StepCrashedError: The process died, or ran out of memory or time.
     """
     found = isolate.run_with(
-        limits or Limits(), on_progress, _predict_in_worker, artifact, runtime, dict(inputs),
+        limits or Limits(), on_progress, predict_in_worker, artifact, runtime, dict(inputs),
         (threads, batch),
     )  # fmt: skip
     return found.value
@@ -313,7 +311,7 @@ def source_outputs(
     """
     check_arrays(inputs, model.inputs, "inputs", batched=model.batched)
     return isolate.run_with(
-        limits or Limits(), on_progress, _source_in_worker, model, dict(inputs), batch
+        limits or Limits(), on_progress, source_in_worker, model, dict(inputs), batch
     ).value
 
 
@@ -344,10 +342,14 @@ def benchmark(
         StepCrashedError: The process died, or ran out of memory or time.
     """
     outcome = isolate.run_with(
-        limits or Limits(), None, _benchmark_in_worker, artifact, runtime, dict(inputs),
+        limits or Limits(), None, benchmark_in_worker, artifact, runtime, dict(inputs),
         (threads, warmup, runs),
     )  # fmt: skip
-    return replace(outcome.value, peak_rss_bytes=outcome.peak_rss_bytes)
+    timing = outcome.value
+    return Benchmark(
+        timing.latencies_s, warmup, threads, timing.load_s, outcome.peak_rss_bytes,
+        timing.idle_rss_bytes, timing.runtime_version,
+    )  # fmt: skip
 
 
 def _make_folder(out: Path) -> None:
@@ -389,7 +391,10 @@ def _lean(request: ConversionRequest) -> ConversionRequest:
     """Return the request with only those arrays that the converter will look at."""
     calibration = None
     if isinstance(request.recipe.quantize, StaticInt8) and request.calibration is not None:
-        calibration = _first(request.calibration, request.recipe.quantize.samples)
+        count = request.recipe.quantize.samples
+        given = request.calibration
+        # Samples on disk stay there.
+        calibration = given.first(count) if isinstance(given, Samples) else _first(given, count)
     return replace(request, samples={}, reference=None, calibration=calibration)
 
 
@@ -408,130 +413,4 @@ def _convert_in_worker(request: ConversionRequest) -> Artifact:
     converter = registry.load(request.runtime)
     return converter.convert(
         request.model, request.recipe, request.calibration, request.profile, request.out
-    )
-
-
-def _check_in_worker(made: Artifact, runtime: str, samples: Arrays, *, saturates: bool) -> Facts:
-    session = runtimes.open_artifact(made.path, runtime, exact=True)
-    inputs = to_artifact(samples, made.axes, session.inputs)
-    outputs = _run(session, inputs, 1)
-    check_finite(outputs, "the artifact")
-    tried = [1]
-    whole = is_whole(samples, session.inputs)
-    if not whole and all(info.shape and info.shape[0] == -1 for info in session.inputs):
-        for batch in _BATCHES:
-            tried.append(batch)
-            check_same(outputs, _run(session, inputs, batch), f"in batches of {batch}")
-    if not saturates:
-        plain = runtimes.open_artifact(made.path, runtime)
-        check_same(outputs, _run(plain, inputs, 1), "in this processor's fastest kernels")
-    with tempfile.TemporaryDirectory() as scratch:
-        placement = runtimes.placement(made.path, runtime, Path(scratch))
-    return Facts(
-        runtimes.version(runtime), session.inputs, session.outputs, outputs, placement, tuple(tried)
-    )
-
-
-def _predict_in_worker(
-    artifact: Path, runtime: str, inputs: Arrays, how: tuple[int, int]
-) -> dict[str, NDArray[Any]]:
-    threads, batch = how
-    session = runtimes.open_artifact(artifact, runtime, threads=threads, exact=True)
-    whole = is_whole(inputs, session.inputs)
-    check_arrays(inputs, session.inputs, "inputs", batched=not whole)
-    return _run(session, inputs, batch)
-
-
-def _source_in_worker(model: SourceModel, inputs: Arrays, batch: int) -> dict[str, NDArray[Any]]:
-    count = len(next(iter(inputs.values())))
-    fixed = model.inputs[0].shape[0] if model.batched else 1
-    picks: list[slice | int] = list(_slices(count, batch if fixed == -1 else fixed))
-    if not model.batched:
-        picks = list(range(count))
-    parts: list[dict[str, NDArray[Any]]] = []
-    feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
-    names = [info.name for info in model.outputs]
-    for done, outputs in enumerate(run_in_worker(model, feeds, picks), start=1):
-        parts.append(dict(zip(names, outputs, strict=True)))
-        isolate.progress(done / len(picks), "run the source model")
-    return _joined(parts, count, whole=not model.batched)
-
-
-def _run(session: Session, inputs: Arrays, batch: int) -> dict[str, NDArray[Any]]:
-    count = len(next(iter(inputs.values())))
-    whole = is_whole(inputs, session.inputs)
-    fixed = 1 if whole else session.inputs[0].shape[0]
-    feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
-    picks: list[slice | int] = list(_slices(count, batch if fixed == -1 else fixed))
-    if whole:
-        picks = list(range(count))
-    parts = []
-    for done, pick in enumerate(picks, start=1):
-        feed = {name: np.asarray(array[pick]) for name, array in feeds.items()}
-        parts.append(session.run(feed))
-        isolate.progress(done / len(picks), "infer")
-    return _joined(parts, count, whole=whole)
-
-
-def _joined(
-    parts: Sequence[Mapping[str, NDArray[Any]]], count: int, *, whole: bool
-) -> dict[str, NDArray[Any]]:
-    """Return the outputs of all runs as samples [n, ...].
-
-    Raises:
-        ConversionError: Runs differ in the shape of an output, which then cannot be compared.
-    """
-    found = {}
-    for name in parts[0]:
-        arrays = [np.asarray(part[name]) for part in parts]
-        sizes = {array.shape if whole else array.shape[1:] for array in arrays}
-        if len(sizes) > 1 or not (whole or arrays[0].ndim):
-            shapes = ", ".join(str(list(size)) for size in sorted(sizes)[:3])
-            raise ConversionError(
-                f"output {name} has another shape from one input to the next: {shapes}",
-                hint="Give the inputs fixed sizes with --input NAME=SHAPE, or cut the model "
-                "before the operator whose output depends on values.",
-            )
-        found[name] = np.stack(arrays) if whole else np.concatenate(arrays)[:count]
-    return found
-
-
-def _slices(count: int, batch: int) -> Iterator[slice]:
-    for start in range(0, count, batch):
-        yield slice(start, start + batch)
-
-
-def _padded(array: NDArray[Any], fixed: int) -> NDArray[Any]:
-    """Return ``array`` with its last sample repeated up to a multiple of ``fixed``."""
-    missing = -len(array) % fixed if fixed > 1 else 0
-    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing else array
-
-
-def _benchmark_in_worker(
-    artifact: Path, runtime: str, inputs: Arrays, how: tuple[int, int, int]
-) -> Benchmark:
-    threads, warmup, runs = how
-    idle = isolate.peak_rss_bytes()
-    started = time.perf_counter()
-    session = runtimes.open_artifact(artifact, runtime, threads=threads)
-    load_s = time.perf_counter() - started
-    whole = is_whole(inputs, session.inputs)
-    count = check_arrays(inputs, session.inputs, "inputs", batched=not whole)
-    fixed = 1 if whole else max(session.inputs[0].shape[0], 1)
-    feeds = {name: _padded(array, fixed) for name, array in inputs.items()}
-    picks: list[slice | int] = list(_slices(count, fixed))
-    if whole:
-        picks = list(range(count))
-    # A scalar must stay an array: ascontiguousarray would make it one of rank 1.
-    batches = [{n: np.array(a[pick], order="C") for n, a in feeds.items()} for pick in picks]
-    latencies = []
-    gc.disable()
-    for number in range(warmup + runs):
-        feed = batches[number % len(batches)]
-        begun = time.perf_counter()
-        session.run(feed)
-        latencies.append(time.perf_counter() - begun)
-    gc.enable()
-    return Benchmark(
-        tuple(latencies[warmup:]), warmup, threads, load_s, 0, idle, runtimes.version(runtime)
     )
