@@ -35,12 +35,12 @@ def open_session(path: Path, threads: int, exact: bool) -> LiteRtSession:
 
 
 class LiteRtSession:
-    """A TFLite model in LiteRT with its XNNPACK delegate."""
+    """A TFLite model in LiteRT with its XNNPACK delegate, or in its reference kernels."""
 
-    def __init__(self, path: Path, threads: int, exact: bool) -> None:
+    def __init__(self, path: Path, threads: int, exact: bool, *, reference: bool = False) -> None:
         del exact  # XNNPACK multiplies in 32 bits everywhere
         self._path = path
-        self._interpreter = _interpreter_of(path, threads)
+        self._interpreter = _interpreter_of(path, threads, delegate=not reference)
         inputs = self._interpreter.get_input_details()
         outputs = self._interpreter.get_output_details()
         names = self._signature_names(inputs, outputs)
@@ -48,6 +48,11 @@ class LiteRtSession:
         self._outputs = {names[1].get(d["index"], d["name"]): d for d in outputs}
         self.inputs = tuple(_info(n, d) for n, d in self._inputs.items())
         self.outputs = tuple(_info(n, d) for n, d in self._outputs.items())
+
+    @property
+    def details(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What LiteRT says of each input and each output, by name, in order."""
+        return self._inputs, self._outputs
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the outputs for one batch of inputs."""

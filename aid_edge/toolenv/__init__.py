@@ -10,13 +10,14 @@ from aid_edge.toolenv.environments import (
     remove,
     version,
 )
-from aid_edge.toolenv.processes import ToolRun, run, script, start
+from aid_edge.toolenv.processes import ToolRun, end, run, script, start
 
 __all__ = [
     "TOOLS",
     "Tool",
     "ToolMissingError",
     "ToolRun",
+    "end",
     "ensure",
     "find",
     "is_installed",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tflite_micro.runtime import Interpreter
+from tflite_micro import runtime
 
 ALIGNMENT = 16
 """Bytes; ``MicroArenaBufferAlignment`` of TensorFlow Lite Micro."""
@@ -25,7 +25,7 @@ def serve(model: bytes, arena_bytes: int) -> None:
     # The interpreter prints to stdout now and then, and children would inherit it.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    interpreter = Interpreter.from_bytes(model, arena_size=arena_bytes)
+    interpreter = runtime.Interpreter.from_bytes(model, arena_size=arena_bytes)
     inputs, outputs = _details(interpreter)
     answers.write(json.dumps({"inputs": len(inputs), "outputs": len(outputs)}).encode() + b"\n")
     answers.flush()
@@ -69,7 +69,7 @@ def _try(model: bytes, arena_bytes: int) -> str:
     if child == 0:
         with os.fdopen(write_end, "wb") as answer:
             try:
-                interpreter = Interpreter.from_bytes(model, arena_size=arena_bytes)
+                interpreter = runtime.Interpreter.from_bytes(model, arena_size=arena_bytes)
                 for number, detail in enumerate(_details(interpreter)[0]):
                     blank = np.zeros(tuple(detail["shape"]), detail["dtype"])
                     interpreter.set_input(blank, number)
