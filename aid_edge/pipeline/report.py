@@ -2,45 +2,76 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import msgspec
+from markupsafe import Markup, escape
 
 from aid_edge.errors import UsageError
-from aid_edge.pipeline import figures
-from aid_edge.pipeline.figures import pareto
-from aid_edge.pipeline.findings import SCHEMA, Candidate, ProfileFinding, Report
+from aid_edge.pipeline import charts, figures
+from aid_edge.pipeline.findings import SCHEMA, Report
+from aid_edge.pipeline.page import LEVELS, MEMORY, Detail, at, view
 from aid_edge.pipeline.request import JSON_NAME
-from aid_edge.pipeline.text import milliseconds, percent, points, ratio, size
+from aid_edge.pipeline.text import (
+    duration,
+    milliseconds,
+    number,
+    percent,
+    points,
+    ratio,
+    size,
+    with_unit,
+)
 
-MAX_REPORT_BYTES = 16 * 2**20
+MAX_REPORT_BYTES = 64 * 2**20
+"""Of a ``report.json`` that is read."""
+
+MAX_PAGE_BYTES = 300_000
+"""Of the HTML page: less is shown where more was found."""
+
+MAX_PICTURE_CHARS = 8000
 _MARKS = {"pass": "✓", "fail": "✗", "undecided": "?", "not-measured": "-"}
+_PICTURE = re.compile(r"data:image/(?:png|jpeg|svg\+xml);base64,[A-Za-z0-9+/=]+")
+_TICKED = re.compile(r"`([^`]+)`")
 
 
 def render(report: Report) -> bytes:
-    """Return the HTML page: no script, no style or picture from outside."""
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            figures={p.id: pareto(p, _latency_limit(p)) for p in report.profiles},
-            box=figures,
-            baselines={p.id: _baselines(p) for p in report.profiles},
-        )
-    )
-    return page.encode()
+    """Return the HTML page: no script, no style or picture from outside, under 300 kB."""
+    page = b""
+    for detail in LEVELS:
+        page = _render(report, detail)
+        if len(page) <= MAX_PAGE_BYTES:
+            break
+    return page
 
 
-def read_report(folder: Path) -> Report:
-    """Return the report of the conversion in ``folder``.
+def summary(report: Report) -> str:
+    """Return the verdicts and candidates as an HTML fragment, for notebooks.
+
+    Its styles are inline or under one class of its own, so that they mix with no page's.
+    """
+    detail = LEVELS[-2]
+    views = [view(report, p, detail) for p in report.profiles[: detail.profiles]]
+    template = _environment().get_template("summary.html.j2")
+    return template.render(report=report, views=views, detail=detail, at=at, memory=MEMORY)
+
+
+def render_template(name: str, **values: Any) -> str:
+    """Return a template of this package filled in, with the report's filters and texts in full."""
+    return _environment().get_template(name).render(detail=LEVELS[0], **values)
+
+
+def read_report(place: Path) -> Report:
+    """Return the report in ``place``: the folder of a conversion, or its ``report.json``.
 
     Raises:
         UsageError: There is none, or it is not one of this program.
     """
-    path = folder / JSON_NAME
+    path = place if place.suffix == ".json" else place / JSON_NAME
     hint = "Name a folder that `aid-edge convert --out` made."
     try:
         if path.stat().st_size > MAX_REPORT_BYTES:
@@ -55,16 +86,46 @@ def read_report(folder: Path) -> Report:
     return report
 
 
-def _latency_limit(found: ProfileFinding) -> float | None:
-    if found.latency == "uncalibrated":
-        return None
-    gates = [g for c in found.candidates for g in c.gates if g.gate == "latency-p95"]
-    return gates[0].limit if gates else None
+def _render(report: Report, detail: Detail) -> bytes:
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            detail=detail,
+            views=[view(report, p, detail) for p in report.profiles[: detail.profiles]],
+            random=any(
+                d.role == "calibration" and (d.random or d.spec == "random") for d in report.data
+            ),
+            box=figures,
+            chart=charts,
+            at=at,
+            memory=MEMORY,
+        )
+        .encode()
+    )
 
 
-def _baselines(found: ProfileFinding) -> dict[str, Candidate]:
-    """Return the float candidate of each runtime: what its other candidates are compared with."""
-    return {c.runtime: c for c in found.candidates if not c.compressed and c.digest}
+@jinja2.pass_context
+def _short(context: jinja2.runtime.Context, value: object) -> str:
+    """Return text from outside, bounded: a layer may have a name of a thousand characters."""
+    limit: int = context["detail"].text
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _ticked(text: str) -> Markup:
+    """Return text with what stands in backticks as code."""
+    return Markup(_TICKED.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 -- escaped
+
+
+def _picture(uri: str) -> str:
+    """Return a picture that is one, small, and inside the page; else nothing."""
+    return uri if len(uri) <= MAX_PICTURE_CHARS and _PICTURE.fullmatch(uri) else ""
+
+
+def _maybe_size(value: float | None) -> str:
+    return "-" if value is None else size(value)
 
 
 @cache
@@ -78,11 +139,18 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {
         "size": size,
+        "maybe_size": _maybe_size,
         "ms": milliseconds,
         "percent": percent,
         "points": points,
+        "duration": duration,
+        "figure": number,
+        "measured": with_unit,
         "mark": _MARKS.__getitem__,
         "round1": lambda v: f"{v:.1f}",
+        "short": _short,
+        "ticked": _ticked,
+        "picture": _picture,
     }
     environment.globals |= {"ratio": ratio}
     return environment

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from device_agent.contract.manifest import Measurement
+
 _KILO, _MEGA = 1e3, 1e6
 
 
@@ -35,3 +37,28 @@ def points(share: float) -> str:
 def ratio(value: float, base: float) -> str:
     """Return how many times ``base`` a value is, such as ``0.27x``."""
     return f"{value / base:.2f}x" if base else "-"
+
+
+def duration(seconds: float) -> str:
+    """Return a span of time, such as ``12.3 s`` or ``4 min 10 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def number(value: float) -> str:
+    """Return a plain figure with four digits, such as ``0.9134`` or ``12.5``."""
+    return f"{value:.4g}"
+
+
+def with_unit(figure: Measurement) -> str:
+    """Return a measurement with its unit, such as ``4.9 MB``, ``12.3 ms`` or ``5.2e+06 cycles``."""
+    match figure.unit:
+        case "B":
+            return size(figure.value)
+        case "s":
+            return milliseconds(figure.value)
+        case "share":
+            return percent(figure.value)
+    return f"{number(figure.value)} {figure.unit}".rstrip()

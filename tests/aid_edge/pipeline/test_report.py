@@ -7,13 +7,18 @@ import msgspec
 import pytest
 
 from aid_edge.errors import UsageError
-from aid_edge.pipeline.figures import HEIGHT, LEFT, RIGHT, TOP, WIDTH, pareto
-from aid_edge.pipeline.findings import Report
+from aid_edge.pipeline.figures import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Figure
+from aid_edge.pipeline.figures import pareto as draw_pareto
+from aid_edge.pipeline.findings import ProfileFinding, Report
 from aid_edge.pipeline.report import read_report, render
 from aid_edge.pipeline.request import ConvertResult, rows
 
 AXE = Path(__file__).resolve().parents[2] / "support" / "axe.min.js"
 CHROMIUM = Path("/usr/bin/chromium")
+
+
+def pareto(profile: ProfileFinding, limit_s: float | None) -> Figure | None:
+    return draw_pareto(profile, list(enumerate(profile.candidates, 1)), limit_s)
 
 
 def test_page_says_verdict_figures_and_doubts(report: Report) -> None:
