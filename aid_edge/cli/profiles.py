@@ -1,7 +1,8 @@
-"""``aid-edge profiles list|show|validate``."""
+"""``aid-edge profiles list|show|validate|calibrate``."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,35 @@ from aid_edge.profiles import check_file, find_profiles, load_profile
 from device_agent.contract.errors import EXIT_USAGE
 from device_agent.contract.profile import Duration, HardwareProfile, Size
 
+CALIBRATE = "calibrate"
 
-@click.group()
+
+class _Group(click.Group):
+    """Finds ``calibrate`` in a module of its own: it needs the hub's packages, the others none."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), CALIBRATE]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == CALIBRATE:
+            module = importlib.import_module("aid_edge.cli.profiles_calibrate")
+            command: click.Command = module.command
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002  Click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
+        rows = [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl([*rows, (CALIBRATE, "Compare a device with this host by probes.")])
+
+
+@click.group(cls=_Group)
 def command() -> None:
-    """List, show and validate hardware profiles."""
+    """List, show, validate and calibrate hardware profiles."""
 
 
 @command.command("list")
