@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from aid_edge.converter import Arrays
-from aid_edge.errors import AidError, ConversionError, MissingDependencyError, first_line
+from aid_edge.errors import ConversionError, first_line
 from aid_edge.isolate import progress
 from aid_edge.model import SourceModel
-from aid_edge.sources.inspection import NUMPY_NAMES
 from aid_edge.sources.opening import is_on_tensorflow, load_module, request_of
 from converters import litert_flatbuffer
 from converters.litert_plan import channel_last
+from device_agent.contract.errors import AidError
 from device_agent.contract.profile import HardwareProfile
 
 _BRIDGE_SAMPLES = 4
@@ -107,7 +107,9 @@ def _export_bridged(
     """Go through PyTorch, which is fast and exact; where that fails, through onnx2tf."""
     from aid_edge.sources import bridges  # noqa: PLC0415 -- imports frameworks
 
-    samples = _samples(model, calibration)
+    samples = None
+    if calibration is not None:
+        samples = {name: np.array(array[:_BRIDGE_SAMPLES]) for name, array in calibration.items()}
     onnx = model
     between = to.with_name("between.onnx")
     archive = to.with_name("between.pt2")
@@ -118,7 +120,7 @@ def _export_bridged(
             found = bridges.to_torch(onnx, archive, samples)
             axes = channel_last(found, profile)
             _export_module(found, axes, to)
-        except (AidError, MissingDependencyError) as e:
+        except AidError as e:
             return _export_by_onnx2tf(onnx, profile, to, e)
         # The bridge may name inputs otherwise; their order is the source's.
         theirs = [t.name for t in found.inputs]
@@ -147,22 +149,6 @@ def _export_by_onnx2tf(
         ) from e
     note = f"converted by onnx2tf, because the way through PyTorch failed: {why}"
     return Exported(axes, litert_onnx2tf.tools(), (note,))
-
-
-def _samples(model: SourceModel, calibration: Arrays | None) -> Arrays:
-    """Return a few inputs [n, ...] on which a bridge compares both sides."""
-    if calibration is not None:
-        return {name: np.array(array[:_BRIDGE_SAMPLES]) for name, array in calibration.items()}
-    draws = np.random.default_rng(0)
-    found = {}
-    for tensor in model.inputs:
-        sizes = tensor.shape[1:] if model.batched else tensor.shape
-        shape = (_BRIDGE_SAMPLES, *(1 if size == -1 else size for size in sizes))
-        dtype = np.dtype(NUMPY_NAMES[tensor.datatype])
-        # Any integer but a small one may be no valid index.
-        values = draws.random(shape) if dtype.kind == "f" else np.zeros(shape)
-        found[tensor.name] = values.astype(dtype)
-    return found
 
 
 def _names(model: SourceModel) -> tuple[list[str], list[str]]:

@@ -12,12 +12,13 @@ from typing import cast
 from aid_edge.errors import MissingDependencyError, UnknownRuntimeError
 from aid_edge.runtimes.session import Inspection, Placement, Session
 
-RUNTIMES = ("onnx_runtime", "litert", "openvino", "executorch", "coreml")
+RUNTIMES = ("onnx_runtime", "litert", "openvino", "executorch", "coreml", "tflite_micro")
 """Runtimes that this program can open: module ``aid_edge.runtimes.<name>`` with
 
 ``DISTRIBUTION`` (the module and the distribution that carry the runtime), ``open_session`` and
-``place``; where artifacts cannot be run on this kind of host, also ``inspect``. None of them
-imports its runtime before an artifact is opened.
+``place``; where artifacts cannot be run on this kind of host, also ``inspect``; where another
+interpreter than the distribution's may run them, also ``version``. None of them imports its runtime
+before an artifact is opened.
 """
 
 _OWN_EXTRA = frozenset({"openvino", "executorch", "coreml"})
@@ -34,7 +35,8 @@ def version(runtime: str) -> str:
     if importlib.util.find_spec(module) is None:
         extra = runtime if runtime in _OWN_EXTRA else "convert"
         raise MissingDependencyError(f"opening {runtime} artifacts", distribution, extra)
-    return metadata.version(distribution)
+    own = getattr(_module(runtime), "version", None)
+    return cast("str", own()) if own is not None else metadata.version(distribution)
 
 
 def open_artifact(path: Path, runtime: str, *, threads: int = 1, exact: bool = False) -> Session:
