@@ -17,7 +17,7 @@ from nncf.quantization.advanced_parameters import (
 )
 from nncf.quantization.range_estimator import RangeEstimatorParameters, RangeEstimatorParametersSet
 
-from aid_edge.errors import ConversionError, UnsupportedModelError
+from aid_edge.errors import ConversionError
 from aid_edge.isolate import progress
 from aid_edge.recipe import Float16, Float32, Recipe, StaticInt8, WeightOnly
 from aid_edge.sources.operators import applies
@@ -42,7 +42,6 @@ def apply(
 
     Raises:
         ConversionError: NNCF failed, or the recipe cannot be carried out.
-        UnsupportedModelError: The recipe makes no sense for this model.
     """
     # NNCF draws from the global generators.
     random.seed(recipe.seed)
@@ -57,7 +56,7 @@ def apply(
             return _weights_only(model, how), _weights_only_notes(how)
         if isinstance(how, StaticInt8):
             return _static(model, how, _present(feeds, recipe), profile), ()
-    except (ConversionError, UnsupportedModelError):
+    except ConversionError:
         raise
     except Exception as e:  # NNCF raises whatever its many parts raise
         raise ConversionError(f"quantizing with NNCF failed: {e}") from e
@@ -103,13 +102,6 @@ def _weights_only_notes(how: WeightOnly) -> tuple[str, ...]:
 def _static(model: Any, how: StaticInt8, feeds: Feeds, profile: HardwareProfile) -> Any:
     if how.activations == "int16":
         raise ConversionError("OpenVINO computes with 8-bit activations")
-    attends = has_attention(model)
-    if how.smooth_quant and not attends:
-        raise UnsupportedModelError(
-            "SmoothQuant is for transformers", ["the model has no attention"],
-            hint="Leave it out; for convolutional nets, bias correction does more.",
-        )  # fmt: skip
-    alpha = 0.95 if how.smooth_quant else _NO_SMOOTHING
     preset = "PERFORMANCE" if how.symmetric_activations else "MIXED"
     excluded = _excluded(model, how, profile)
     return nncf.quantize(
@@ -118,14 +110,15 @@ def _static(model: Any, how: StaticInt8, feeds: Feeds, profile: HardwareProfile)
         subset_size=len(feeds),
         preset=nncf.QuantizationPreset[preset],
         fast_bias_correction=not how.bias_correction,
-        model_type=nncf.ModelType.TRANSFORMER if attends else None,
+        model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
         ignored_scope=nncf.IgnoredScope(names=excluded) if excluded else None,
         advanced_parameters=AdvancedQuantizationParameters(
             overflow_fix=OverflowFix.ENABLE if how.reduce_range else OverflowFix.DISABLE,
             weights_quantization_params=QuantizationParameters(per_channel=how.per_channel),
             activations_range_estimator_params=_ranges(how),
+            # NNCF would smooth transformers unasked, and OpenVINO 2026.4 compute garbage from that.
             smooth_quant_alphas=AdvancedSmoothQuantParameters(
-                convolution=_NO_SMOOTHING, matmul=alpha
+                convolution=_NO_SMOOTHING, matmul=_NO_SMOOTHING
             ),
         ),
     )
