@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aid_edge.pipeline.findings import ConditionFinding, TrainingFinding
-from aid_edge.pipeline.text import number, percent
+from aid_edge.pipeline.text import percent
 
 WIDTH, HEIGHT = 200, 120
 LEFT, RIGHT, TOP, BOTTOM = 42, 10, 10, 22
@@ -88,7 +88,7 @@ def curve(training: TrainingFinding, what: str, title: str) -> Multiple:
     first, last = points[0].epoch, max(points[-1].epoch, points[0].epoch + 1)
     to_x = _scale(first, last, LEFT, WIDTH - RIGHT)
     to_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
-    show: Callable[[float], str] = _whole if what == "quality" else number
+    show: Callable[[float], str] = _whole if what == "quality" else "{:.2g}".format
     marked = first <= training.best_epoch <= last
     places = [(to_x(p.epoch), to_y(v)) for p, v in zip(points, values, strict=True)]
     return Multiple(

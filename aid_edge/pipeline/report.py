@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import msgspec
@@ -13,6 +12,7 @@ from markupsafe import Markup, escape
 
 from aid_edge.errors import UsageError
 from aid_edge.pipeline import charts, figures
+from aid_edge.pipeline.compare import Comparison
 from aid_edge.pipeline.findings import SCHEMA, Report
 from aid_edge.pipeline.page import LEVELS, MEMORY, Detail, at, view
 from aid_edge.pipeline.request import JSON_NAME
@@ -60,9 +60,27 @@ def summary(report: Report) -> str:
     return template.render(report=report, views=views, detail=detail, at=at, memory=MEMORY)
 
 
-def render_template(name: str, **values: Any) -> str:
-    """Return a template of this package filled in, with the report's filters and texts in full."""
-    return _environment().get_template(name).render(detail=LEVELS[0], **values)
+def render_comparison(found: Comparison, name_a: str, name_b: str) -> bytes:
+    """Return the HTML page of a comparison, under the same bound and rules as a report.
+
+    Args:
+        found: What differs.
+        name_a: Where report A is from.
+        name_b: Where report B is from.
+    """
+    page = b""
+    for detail in LEVELS:
+        page = (
+            _environment()
+            .get_template("compare.html.j2")
+            .render(
+                found=found, name_a=name_a, name_b=name_b, detail=detail, limit=detail.candidates
+            )
+            .encode()
+        )
+        if len(page) <= MAX_PAGE_BYTES:
+            break
+    return page
 
 
 def read_report(place: Path) -> Report:

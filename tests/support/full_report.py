@@ -147,7 +147,8 @@ def _candidate(index: int, where: str, noise: str, *, on_device: bool) -> Candid
         fidelity=FidelityFinding(
             data="test.npz", n=10_000, units=10_000, agreement=0.98 - drop,
             agreement_low=0.975 - drop, agreement_high=0.985 - drop, cosine=0.998,
-            cosine_low=0.997, cosine_high=0.999, cosine_min=0.9, max_abs=0.7, sqnr_db=24.0, sqnr_low=23.5, sqnr_high=24.5,
+            cosine_low=0.997, cosine_high=0.999, cosine_min=0.9, max_abs=0.7,
+            sqnr_db=24.0, sqnr_low=23.5, sqnr_high=24.5,
         ) if executed else None,
         metrics=(
             MetricFinding(name="macro F1", unit="share", higher_is_better=True, n=10_000,

@@ -67,3 +67,71 @@ def test_open_shows_the_page_or_says_where_it_is(
     assert run(["report", str(folder), "--open"]) == 0
     assert asked == [(folder / "report.html").as_uri()]
     assert ("no browser" in capsys.readouterr().err) is not opens
+
+
+@pytest.fixture
+def two(folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    report = msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
+    other = tmp_path / "other"
+    other.mkdir()
+    source = msgspec.structs.replace(report.source, version="2.0.0")
+    later = msgspec.structs.replace(report, source=source)
+    (other / "report.json").write_bytes(msgspec.json.encode(later))
+    return folder, other
+
+
+def test_two_reports_are_compared(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "compare.html"
+    done = run(
+        ["report", "--compare", str(two[0]), str(two[1] / "report.json"), "--out", str(page)]
+    )
+    assert done == 0
+    text = capsys.readouterr().out
+    assert "B: Tiny 2.0.0" in text
+    assert "the same choice: none" in text
+    assert "version" in text
+    assert "<h1>Tiny 1.0.0" in page.read_text()
+
+
+def test_a_comparison_as_json(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "c.html")]
+    assert run(["report", "--compare", str(two[0]), str(two[1]), "--json", *out]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["schema"] == "aid-edge/report-comparison/v1"
+    assert result["comparison"]["facts"] == [{"what": "version", "a": "1.0.0", "b": "2.0.0"}]
+
+
+def test_different_models_need_force(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = two[1] / "report.json"
+    path.write_bytes(path.read_bytes().replace(b'"name":"tiny"', b'"name":"huge"'))
+    page = tmp_path / "c.html"
+    asked = ["report", "--compare", str(two[0]), str(two[1]), "--out", str(page)]
+    assert run(asked) == EXIT_USAGE
+    assert "different models" in capsys.readouterr().err
+    assert not page.exists()
+    assert run([*asked, "--force"]) == 0
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["here", "--compare", "a", "b"], ["here", "--force"], ["here", "--out", "x"]]
+)
+def test_what_cannot_be_meant_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", *arguments]) == EXIT_USAGE
+    assert "--compare" in capsys.readouterr().err
+
+
+def test_a_page_that_cannot_be_written_is_an_error(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "missing" / "c.html"
+    assert run(["report", "--compare", str(two[0]), str(two[1]), "--out", str(page)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
