@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from aid_edge.pipeline.convert import run
 from aid_edge.pipeline.request import ConvertRequest, ConvertResult, Progress
+from aid_edge.pipeline.search.budget import parse_duration
 from aid_edge.profiles import load_profile
 
 __all__ = ["ConvertResult", "convert"]
@@ -28,6 +30,15 @@ def convert(
     cache: str | Path | None = None,
     seed: int = 0,
     jobs: int | None = None,
+    inputs: Sequence[str] = (),
+    preprocess: str | Path | None = None,
+    train: str | Path | None = None,
+    recovery_minutes: float = 0.0,
+    metric: str | None = None,
+    search: Literal["quick", "full"] = "quick",
+    time_budget: str | None = None,
+    executor: str | None = None,
+    allow_overlap: bool = False,
     on_progress: Progress = lambda _task, _share, _what: None,
 ) -> ConvertResult:
     """Compress and export a model for hardware profiles; in a notebook the result shows its report.
@@ -50,6 +61,15 @@ def convert(
         cache: Folder of the step cache.
         seed: Of everything that draws random numbers.
         jobs: Conversions at once; what is timed runs alone in any case.
+        inputs: Sizes of inputs, each ``NAME=SHAPE``.
+        preprocess: File with preprocessing steps; else the card's.
+        train: Labelled data to fine-tune pruned models on; without it they are distilled.
+        recovery_minutes: Of training per pruned model; 0 means that nothing is pruned.
+        metric: Task metric that decides, such as ``f1`` or ``module:function``; else top-1.
+        search: ``quick`` tries what pays nearly always, ``full`` all that the converters can do.
+        time_budget: When the search ends, such as ``10m``; None means when it is done.
+        executor: Address of a cluster, ``dask://HOST:PORT`` or ``ray://HOST:PORT``.
+        allow_overlap: Use calibration data that are judged on as well; the report says so.
         on_progress: Called with task, share done and what is being done.
 
     Raises:
@@ -71,6 +91,15 @@ def convert(
         cache=_path(cache),
         seed=seed,
         jobs=jobs,
+        inputs=tuple(inputs),
+        preprocess=_path(preprocess),
+        train=_text(train),
+        recovery_minutes=recovery_minutes,
+        metric=metric,
+        search=search,
+        time_budget_s=None if time_budget is None else parse_duration(time_budget),
+        executor=executor,
+        allow_overlap=allow_overlap,
         command="aid_edge.api.convert",
     )
     return run(request, on_progress=on_progress)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,20 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--fidelity", metavar="DATA", help="Inputs to compare outputs on. [default: --evaluate's]"
 )
+@click.option("--train", metavar="DATA", help="Labelled data to fine-tune on.")
+@click.option(
+    "--recovery-minutes", type=click.FloatRange(min=0), default=0.0, show_default=True,
+    help="Training per pruned model, by --train or else distillation; 0 prunes nothing.",
+)  # fmt: skip
+@click.option(
+    "--metric", help="What decides: f1, rmse, top-5, ... or module:function. [default: top-1]"
+)
 @click.option("--runtime", "runtimes", multiple=True, help="Only this runtime; repeatable.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=SHAPE",
+    help="Size of an input, such as image=1x3x224x224; repeatable.",
+)  # fmt: skip
+@click.option("--preprocess", type=_FILE, help="Preprocessing steps. [default: the card's]")
 @click.option("--name", help="Name of the releases. [default: the card's]")
 @click.option("--version", help="Version of the releases. [default: the card's]")
 @click.option("--cache", type=_FOLDER, help="Step cache. [default: $XDG_CACHE_HOME/aid-edge/steps]")
@@ -45,6 +60,17 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--jobs", type=click.IntRange(min=1),
     help="Conversions at once; timing always runs alone. [default: 2, or 1 on one core]",
 )  # fmt: skip
+@click.option(
+    "--search", type=click.Choice(["quick", "full"]), default="quick", show_default=True,
+    help="quick: what pays nearly always; full: all that the converters can do.",
+)  # fmt: skip
+@click.option("--time-budget", metavar="TIME", help="End the search after it, such as 10m.")
+@click.option(
+    "--executor", metavar="ADDRESS", help="Cluster: dask://HOST:PORT or ray://HOST:PORT, or local."
+)
+@click.option(
+    "--allow-overlap", is_flag=True, help="Judge also on data that were calibrated on, and say so."
+)
 @click.option(
     "--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True,
     help="Of all random numbers.",
@@ -54,9 +80,11 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 def command(output: Output, /, as_json: bool, **options: Any) -> None:
     """Compress and export SOURCE for hardware profiles, and say honestly what was lost.
 
-    SOURCE is an ONNX (.onnx) or Keras (.keras, .h5) file, or path/to/file.py:factory or
-    module:factory of a PyTorch model. DATA is an .npz with one array per input (and labels), a
-    folder of images (with one folder per class when labelled), or module:callable.
+    SOURCE is an ONNX (.onnx), Keras (.keras, .h5, SavedModel), PyTorch (.pt2, TorchScript) or
+    .tflite file, or path/to/file.py:factory or module:factory of a PyTorch model. DATA is an .npz
+    with one array per input (and labels), a folder of images or .wav files (with one folder per
+    class when labelled), a .csv, or module:callable; for --calibration also random, which marks
+    the release.
 
     \b
     Writes  OUT/report.html, OUT/report.json
@@ -78,10 +106,12 @@ def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
         # Imported here: these need the convert extra, and --help must not.
         from aid_edge.pipeline.convert import run  # noqa: PLC0415
         from aid_edge.pipeline.request import ConvertRequest  # noqa: PLC0415
+        from aid_edge.pipeline.search.budget import parse_duration  # noqa: PLC0415
         from aid_edge.profiles import load_profile  # noqa: PLC0415
     except ModuleNotFoundError as e:
         raise MissingDependencyError("converting", e.name or "?", "convert") from e
 
+    budget = options["time_budget"]
     request = ConvertRequest(
         source=options["source"],
         targets=tuple(load_profile(name) for name in options["profiles"]),
@@ -97,10 +127,36 @@ def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
         cache=options["cache"],
         seed=options["seed"],
         jobs=options["jobs"],
+        inputs=options["inputs"],
+        preprocess=options["preprocess"],
+        train=options["train"],
+        recovery_minutes=options["recovery_minutes"],
+        metric=options["metric"],
+        search=options["search"],
+        time_budget_s=None if budget is None else parse_duration(budget),
+        executor=options["executor"],
+        allow_overlap=options["allow_overlap"],
         command=shlex.join(["aid-edge", *sys.argv[1:]]),
     )
-    with _progress(output) as on_progress:
+    with _ended_like_interrupted(), _progress(output) as on_progress:
         return run(request, on_progress=on_progress)
+
+
+@contextlib.contextmanager
+def _ended_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does: worker processes too, and nothing half written."""
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python allows handlers in the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -145,7 +201,11 @@ def _as_text(result: ConvertResult) -> str:
     else:
         lines.append("* chosen")
     for profile in result.report.profiles:
-        lines += ["", f"{profile.id}: {profile.verdict}", *(f"  - {n}" for n in profile.notes)]
+        lines += ["", f"{profile.id}: {profile.verdict}"]
+        lines += [f"  - {profile.why_not_cheaper}"] if profile.why_not_cheaper else []
+        lines += [f"  - {n}" for n in profile.notes]
+        if profile.search is not None and profile.search.stopped != "done":
+            lines.append("  - The search ended with its time budget: more may be found.")
     lines += ["", f"report:  {result.html}"]
     lines += [f"release: {path}" for path in result.releases.values()]
     return "\n".join(lines)

@@ -178,6 +178,7 @@ class TrainingFinding(msgspec.Struct, frozen=True, kw_only=True):
         quality: What the curve's quality is, such as ``agreement with the source``.
         best_epoch: The state that was kept; 0 is the one before any training.
         stopped: Why it ended: ``epochs``, ``minutes`` or ``no-gain``.
+        notes: What the reader must know, such as layers that could not be pruned.
     """
 
     method: str
@@ -189,6 +190,7 @@ class TrainingFinding(msgspec.Struct, frozen=True, kw_only=True):
     macs_after: int
     parameters_before: int
     parameters_after: int
+    notes: tuple[str, ...] = ()
 
 
 class StepFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -372,7 +374,6 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     recipe_key: str
     compressed: bool
     digest: str = ""
-    executed: bool = True
     measurements: tuple[Measurement, ...] = ()
     gates: tuple[Gate, ...] = ()
     accuracy: AccuracyFinding | None = None
@@ -397,6 +398,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     def figure(self, what: str) -> Measurement | None:
         """Return the measurement of ``what``, or None when it was not made."""
         return next((m for m in self.measurements if m.what == what), None)
+
+    def device_figure(self, what: str) -> Measurement | None:
+        """Return the measurement of ``what`` on a real device, or None when it was not made."""
+        return next((m for m in self.measurements if m.what == what and m.where == "device"), None)
 
     def value(self, what: str) -> float | None:
         """Return the value of the measurement of ``what``, or None."""

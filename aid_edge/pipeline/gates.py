@@ -28,6 +28,12 @@ def judge(candidate: Candidate, hard: Hard, *, latency_known: bool) -> tuple[Gat
     """
     # On a microcontroller the arena is all the memory that a model takes.
     memory = candidate.figure("arena_bytes") or candidate.figure("peak_rss")
+    limit_s = float(hard.latency_p95)
+    on_device = candidate.device_figure("latency_p95")
+    if on_device is not None:
+        latency = _latency(on_device, limit_s, known=True)
+    else:
+        latency = _latency(candidate.figure("latency_p95"), limit_s, known=latency_known)
     quality = (
         metric_gate(candidate.metrics[0], hard.accuracy_share)
         if candidate.metrics
@@ -36,7 +42,7 @@ def judge(candidate: Candidate, hard: Hard, *, latency_known: bool) -> tuple[Gat
     gates = [
         _at_most("artifact-size", candidate.figure("artifact_bytes"), float(hard.artifact), "B"),
         _at_most("peak-memory", memory, float(hard.peak_ram), "B"),
-        _latency(candidate.figure("latency_p95"), float(hard.latency_p95), known=latency_known),
+        latency,
         quality,
     ]
     if candidate.fidelity is not None:
@@ -80,13 +86,16 @@ def accuracy_gate(accuracy: AccuracyFinding | None, share: float) -> Gate:
 def metric_margin(metric: MetricFinding, share: float) -> float:
     """Return how much worse than the source a candidate may be, in the metric's unit.
 
-    Of what is right, ``share`` must stay: of a score its own value, of an error rate (a share that
-    is better when lower, such as a word error rate) what it leaves of one. Other errors, such as a
-    root mean square, may grow by the same share of themselves.
+    Of what is right, ``share`` must stay: of a score its own value; of an error rate (better when
+    lower, in shares or errors per word) what it leaves of one. Other errors, such as a root mean
+    square, may grow by the same share of themselves; one that the source does not have at all,
+    such as the relative error to the source's own answers, up to that share of its unit.
     """
     base = abs(metric.source)
-    if not metric.higher_is_better and metric.unit == "share":
-        base = max(0.0, 1 - metric.source)
+    if not metric.higher_is_better:
+        is_rate = metric.unit == "share" or metric.unit.startswith("errors per")
+        if is_rate or metric.source == 0:
+            base = max(0.0, 1 - metric.source)
     return (1 - share) * base
 
 
@@ -163,7 +172,7 @@ def _latency(figure: Measurement | None, limit_s: float, *, known: bool) -> Gate
     low = figure.low if figure.low is not None else figure.value
     status: Status = "pass" if figure.value <= limit_s else "fail"
     firm = high <= limit_s if status == "pass" else low > limit_s
-    kind = " (estimate)" if figure.where == "estimate" else ""
+    kind = {"estimate": " (estimate)", "device": " (on a device)"}.get(figure.where, "")
     return Gate(
         gate="latency-p95", status=status, limit=limit_s, unit="s", value=figure.value,
         low=figure.low, high=figure.high, firm=firm,

@@ -80,14 +80,13 @@ def _run(work: Sequence[Callable[[], T]], jobs: int, deadline_s: float | None) -
             for future in running:
                 future.cancel()
             crew.stop()
-    return [_outcome(future) for future in futures]
-
-
-def _outcome(future: Future[T]) -> T | _Cut:
-    try:
-        return _Cut() if future.cancelled() else future.result()
-    except isolate.StoppedError:
-        return _Cut()
+    outcomes: list[T | _Cut] = []
+    for future in futures:
+        try:
+            outcomes.append(_Cut() if future.cancelled() else future.result())
+        except isolate.StoppedError:
+            outcomes.append(_Cut())
+    return outcomes
 
 
 def one_at_a_time(on_progress: Progress) -> Progress:

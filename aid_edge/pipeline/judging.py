@@ -139,28 +139,24 @@ class Judge:
             raw = self.answers(result, data, told, look)
             answers[data.digest] = in_order(subject.model.outputs, raw)
             parts[data.digest] = data if chosen is None else part_of(data, chosen)
-            self._before(data, chosen)
         fidelity = subject.fidelity
         close = fidelity_finding(
             self._before(fidelity, self._chosen(fidelity, look)), answers[fidelity.digest],
             parts[fidelity.digest], classification=subject.classification, seed=self.seed,
         )  # fmt: skip
-        accuracy, metrics = None, ()
-        if subject.evaluation is not None:
-            data = subject.evaluation
-            before = self._before(data, self._chosen(data, look))
-            part = parts[data.digest]
-            if subject.classification and data.labels is not None:
-                accuracy = accuracy_finding(before[0], answers[data.digest][0], part)
-            metrics = metric_findings(
-                subject.metric, (before, answers[data.digest]), part, subject.model, self.seed
-            )
+        accuracy = None
+        data = subject.evaluation or fidelity
+        before = self._before(data, self._chosen(data, look))
+        part = parts[data.digest]
+        if subject.classification and data.labels is not None:
+            accuracy = accuracy_finding(before[0], answers[data.digest][0], part)
+        metrics = metric_findings(subject.metric, before, answers[data.digest], part, self.seed)
         flips: tuple[Flip, ...] = ()
         if subject.classification and look >= self.looks - 1:
             flips = self._flips(answers)
         return msgspec.structs.replace(
             sized,
-            measurements=(*sized.measurements, *quality_figures(accuracy, close)),
+            measurements=(*sized.measurements, *quality_figures(accuracy, close, metrics)),
             accuracy=accuracy,
             metrics=metrics,
             fidelity=close,

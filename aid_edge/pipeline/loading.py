@@ -13,6 +13,7 @@ from aid_edge.evaluate.data import DataSet, load, refuse_overlap
 from aid_edge.model import SourceModel
 from aid_edge.pipeline.findings import DataFinding
 from aid_edge.pipeline.judging import Subject
+from aid_edge.pipeline.quality import metric_for
 from aid_edge.pipeline.request import ConvertRequest
 from aid_edge.pipeline.search.driver import Planned
 from aid_edge.recipe import MAX_CALIBRATION_SAMPLES
@@ -60,10 +61,10 @@ class Loader:
             if other is not None:
                 self._check_overlap(calibration, other, role)
                 self._check_overlap(train, other, role)
-        return Subject(
-            self.model, calibration, evaluation, fidelity,
-            _is_classification(self.model, evaluation), train, request.metric,
-        )  # fmt: skip
+        is_classifier = _is_classification(self.model, evaluation)
+        judged = evaluation or fidelity
+        metric = metric_for(request.metric, judged, classification=is_classifier)
+        return Subject(self.model, calibration, evaluation, fidelity, is_classifier, train, metric)
 
     def _calibration(self, planned: Sequence[Planned]) -> DataSet | None:
         spec = self.request.calibration

@@ -16,8 +16,8 @@ from aid_edge.errors import ConversionError
 from aid_edge.evaluate import accuracy, fidelity
 from aid_edge.evaluate.data import DataSet
 from aid_edge.evaluate.statistics import CONFIDENCE, quantile_interval
+from aid_edge.pipeline.findings import AccuracyFinding, FidelityFinding, MetricFinding
 from aid_edge.pipeline.search.space import VNNI
-from aid_edge.pipeline.findings import AccuracyFinding, FidelityFinding
 from aid_edge.runner import Benchmark
 from device_agent.contract.manifest import Measurement
 from device_agent.contract.profile import Cost, HardwareProfile
@@ -220,7 +220,9 @@ def fidelity_finding(
 
 
 def quality_figures(
-    found_accuracy: AccuracyFinding | None, found: FidelityFinding | None
+    found_accuracy: AccuracyFinding | None,
+    found: FidelityFinding | None,
+    metrics: Sequence[MetricFinding] = (),
 ) -> list[Measurement]:
     """Return accuracy and fidelity as measurements for the release's manifest."""
     level = f"{CONFIDENCE:.0%}"
@@ -233,6 +235,14 @@ def quality_figures(
                 "top1", a.candidate, "share", "host", f"Wilson {level} interval", a.n, a.low, a.high
             ),
             Measurement("top1_drop", a.drop, "share", "host", paired, a.n, a.drop_low, a.drop_high),
+        ]
+    for m in metrics:
+        paired = f"how much worse than the source on the same samples, paired {level} interval"
+        figures += [
+            Measurement(m.name, m.candidate, m.unit, "host", f"source: {m.source:.6g}", m.n),
+            Measurement(
+                f"{m.name}_drop", m.drop, m.unit, "host", paired, m.n, m.drop_low, m.drop_high
+            ),
         ]
     if found is not None:
         how = f"against the source model, {found.units} independent inputs, {level} interval"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from aid_edge import registry
 from aid_edge.converter import Converter
 from aid_edge.errors import UnsupportedModelError, UsageError
+from aid_edge.evaluate.metrics import metric
 from aid_edge.model import SourceModel
 from aid_edge.pipeline.findings import Candidate
 from aid_edge.pipeline.making import refused
@@ -27,6 +28,7 @@ def check_request(request: ConvertRequest) -> None:
 
     Raises:
         UsageError: It cannot.
+        DataError: The user's metric cannot be imported.
     """
     if not request.targets:
         raise UsageError("no hardware profile is named", hint="Name one with --profile.")
@@ -40,10 +42,16 @@ def check_request(request: ConvertRequest) -> None:
             "nothing to judge candidates on",
             hint="Give labelled data with --evaluate, or unlabelled inputs with --fidelity.",
         )
-    if request.metric is not None and request.evaluation is None:
-        raise UsageError(
-            f"metric {request.metric} needs labelled data", hint="Give them with --evaluate."
-        )
+    if request.metric is not None:
+        asked = metric(request.metric)  # raises where there is none of this name
+        if request.evaluation is None and not asked.by_reference:
+            raise UsageError(
+                f"metric {asked.name} needs labelled data", hint="Give them with --evaluate."
+            )
+    _check_search(request)
+
+
+def _check_search(request: ConvertRequest) -> None:
     if request.search not in {"quick", "full"}:
         raise UsageError(f"--search {request.search}: allowed: quick, full")
     if not 0 <= request.recovery_minutes <= MAX_RECOVERY_MINUTES:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from aid_edge.pipeline.findings import ProfileFinding, Report
+from aid_edge.pipeline.findings import Candidate, ProfileFinding, Report
 from aid_edge.pipeline.text import milliseconds, percent, points, size
 from device_agent.contract.profile import HardwareProfile
 
@@ -114,7 +114,7 @@ class ConvertResult:
         )
 
 
-HEADINGS = ("", "PROFILE", "CANDIDATE", "SIZE", "P50", "P95", "TOP-1 (DROP)", "AGREES", "OUTCOME")
+HEADINGS = ("", "PROFILE", "CANDIDATE", "SIZE", "P50", "P95", "QUALITY (DROP)", "AGREES", "OUTCOME")
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -122,7 +122,7 @@ def rows(report: Report) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = []
     for profile in report.profiles:
         for c in profile.candidates:
-            accuracy, fidelity = c.accuracy, c.fidelity
+            fidelity = c.fidelity
             agreement = None if fidelity is None else fidelity.agreement
             lines.append(
                 (
@@ -132,14 +132,22 @@ def rows(report: Report) -> list[tuple[str, ...]]:
                     _show(c.value("artifact_bytes"), size),
                     _latency(profile, c.value("latency_p50")),
                     _latency(profile, c.value("latency_p95")),
-                    "-"
-                    if accuracy is None
-                    else f"{percent(accuracy.candidate)} ({points(accuracy.drop)}, n={accuracy.n})",
+                    _quality(c),
                     _show(agreement, percent),
                     "" if c.outcome is None else c.outcome.code,
                 )
             )
     return lines
+
+
+def _quality(candidate: Candidate) -> str:
+    if candidate.metrics:
+        m = candidate.metrics[0]
+        return f"{m.name} {m.candidate:.4g} ({m.drop:.2g}, n={m.n})"
+    accuracy = candidate.accuracy
+    if accuracy is None:
+        return "-" if candidate.executed or not candidate.digest else "not executed"
+    return f"top-1 {percent(accuracy.candidate)} ({points(accuracy.drop)}, n={accuracy.n})"
 
 
 def _latency(profile: ProfileFinding, seconds: float | None) -> str:

@@ -138,12 +138,11 @@ class RunnerEngine:
             model=model, recipe=recipe, out=out,
             calibration=None if data.calibration is None else data.calibration.inputs,
             train=data.train,
+            checks=data.checks.take(spread(len(data.checks), CLOSENESS_SAMPLES)),
             # Training takes its own minutes on top of what everything else may take.
             limits=replace(usual, time_s=usual.time_s + 60 * minutes),
         )  # fmt: skip
         found = compress.prepare(request, on_progress=on_progress)
-        if found.training is None:
-            return found.model, None
         return found.model, msgspec.convert(msgspec.to_builtins(found.training), TrainingFinding)
 
 

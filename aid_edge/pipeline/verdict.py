@@ -13,12 +13,14 @@ from aid_edge.pipeline.findings import (
     CHOSEN,
     FLOAT_IS_BETTER,
     NOT_DECIDED,
+    NOT_EXECUTED,
     OUTRANKED,
     QUALITY_GATES,
     REFUSAL_OF_GATE,
     Candidate,
     Refusal,
 )
+from aid_edge.pipeline.search.front import loss_of
 from aid_edge.pipeline.text import milliseconds, percent, points, ratio, size
 
 SIZE_TOLERANCE = 0.02
@@ -51,6 +53,10 @@ def choose(
     for candidate in candidates:
         if candidate.id not in outcomes and (refusal := missed(candidate)) is not None:
             outcomes[candidate.id] = refusal
+    unseen = [c for c in candidates if not c.executed and c.id not in outcomes]
+    if unseen and not any(c.executed and c.digest for c in candidates):
+        return _choose_unseen(unseen, outcomes)
+    outcomes |= {c.id: _UNSEEN for c in unseen}
     eligible = [c for c in candidates if c.id not in outcomes]
     floats = [c for c in eligible if not c.compressed]
     for candidate in eligible:
@@ -69,6 +75,32 @@ def choose(
     return Choice(best.id, outcomes, sentence)
 
 
+_UNSEEN = Refusal(
+    code=NOT_EXECUTED,
+    text="converted, not executed: its runtime does not run on this host; quality is unknown",
+)
+_SAFE = ("float16", "float32")
+
+
+def _choose_unseen(unseen: Sequence[Candidate], outcomes: dict[str, Refusal]) -> Choice:
+    """Choose where nothing of the profile can be run here: what changes the numbers least.
+
+    With quality unknown nothing lossy is chosen; half precision is what such runtimes compute in.
+    """
+    outcomes = outcomes | {c.id: _UNSEEN for c in unseen}
+    safe = [c for key in _SAFE for c in unseen if c.recipe_key == key]
+    if not safe:
+        return Choice(None, outcomes, _nothing(unseen, outcomes))
+    best = safe[0]
+    sentence = (
+        f"{best.id}: {_own_figures(best, latency_known=False)}; converted, not executed: no "
+        "runtime of this profile runs on this host, so quality and memory are not measured. "
+        "Try it on a device before you rely on it"
+    )
+    outcomes[best.id] = Refusal(code=CHOSEN, text=sentence)
+    return Choice(best.id, outcomes, sentence)
+
+
 def missed(candidate: Candidate) -> Refusal | None:
     """Return why the gates refuse ``candidate``, or None when they let it pass.
 
@@ -78,6 +110,8 @@ def missed(candidate: Candidate) -> Refusal | None:
     if failed:
         text = "; ".join(f"{g.gate}: {g.text}" for g in failed)
         return Refusal(code=REFUSAL_OF_GATE[failed[0].gate], text=text)
+    if not candidate.executed:
+        return None
     decided = any(g.status == "pass" and g.gate in QUALITY_GATES for g in candidate.gates)
     if not decided:
         return Refusal(code=NOT_DECIDED, text="neither accuracy nor fidelity could be judged")
@@ -128,7 +162,7 @@ def _rank(eligible: Sequence[Candidate], keys: Sequence[str]) -> Candidate:
 
 def _sort_value(candidate: Candidate, key: str) -> float:
     if key == "accuracy":
-        return candidate.accuracy.drop if candidate.accuracy is not None else 0.0
+        return loss_of(candidate)
     what = {"latency": "latency_p50", "size": "artifact_bytes", "memory": "peak_rss"}[key]
     value = candidate.value(what)
     return float("inf") if value is None else value
@@ -175,6 +209,11 @@ def _quality(candidate: Candidate) -> str:
             f"top-1 {percent(accuracy.candidate)} (drop {points(accuracy.drop)} points "
             f"[{points(accuracy.drop_low)}, {points(accuracy.drop_high)}], n = {accuracy.n}{doubt})"
         )
+    parts += [
+        f"{m.name} {m.candidate:.4g} (source {m.source:.4g}, worse by {m.drop:.4g} "
+        f"[{m.drop_low:.4g}, {m.drop_high:.4g}], n = {m.n})"
+        for m in candidate.metrics
+    ]
     if (fidelity := candidate.fidelity) is not None and fidelity.agreement is not None:
         parts.append(f"agrees with the source on {percent(fidelity.agreement)} of {fidelity.n}")
     elif fidelity is not None:
