@@ -2,8 +2,9 @@
 
 The function is called as ``function(outputs, targets)``: ``outputs`` is a list with an array
 [n, ...] per output of the model, ``targets`` what the data set holds; without any, a function that
-needs none gets the source model's first output. It returns one figure per sample, [n], whose mean is the metric; or one figure over all, and is then called once
-for each draw of the bootstrap with the samples that were drawn.
+needs none gets the source model's first output. It returns one figure per sample, [n], whose mean
+is the metric; or one figure over all, and is then called once for each draw of the bootstrap with
+the samples that were drawn.
 
 Attributes of the function say what it is, where the defaults are wrong::
 
