@@ -159,8 +159,8 @@ def _export_module(model: SourceModel, opset: int, batch: int, to: Path) -> onnx
             examples,
             str(to),
             dynamo=True,
-            input_names=[i.name for i in model.inputs],
-            output_names=[o.name for o in model.outputs],
+            input_names=[_outer("input", i) for i in range(len(model.inputs))],
+            output_names=[_outer("output", i) for i in range(len(model.outputs))],
             opset_version=opset,
             dynamic_shapes=shapes,
             external_data=False,
@@ -171,7 +171,18 @@ def _export_module(model: SourceModel, opset: int, batch: int, to: Path) -> onnx
             f"{model.spec}: the PyTorch exporter to ONNX failed: {_first_line(e)}",
             hint="`aid-edge inspect` lists the operators; the log says which one failed.",
         ) from e
-    return _with_old_format(onnx.load(str(to)))
+    found = onnx.load(str(to))
+    wanted = {_outer("input", i): t.name for i, t in enumerate(model.inputs)}
+    wanted |= {_outer("output", i): t.name for i, t in enumerate(model.outputs)}
+    # The exporter does not see that an inner tensor, such as `embedding`, has the same name.
+    inner = {name: f"{name}__inner" for name in wanted.values()}
+    _rename(found, inner | wanted)
+    return _with_old_format(found)
+
+
+def _outer(side: str, index: int) -> str:
+    """Return a name for an input or output that no inner tensor has."""
+    return f"__aid_edge_{side}_{index}"
 
 
 def _export_on_tensorflow(model: SourceModel, opset: int, batch: int, to: Path) -> onnx.ModelProto:
@@ -196,7 +207,7 @@ def _export_on_tensorflow(model: SourceModel, opset: int, batch: int, to: Path) 
 
 def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
     for graph in graphs(model.graph):
-        for value in (*graph.input, *graph.output, *graph.value_info):
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
             value.name = names.get(value.name, value.name)
         for node in graph.node:
             for side in (node.input, node.output):

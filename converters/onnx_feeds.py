@@ -24,36 +24,40 @@ class Feeds:
     def __init__(self, model: onnx.ModelProto, inputs: Arrays, most: int) -> None:
         """Feed ``model`` from ``inputs`` [n, ...], ``most`` inferences at most.
 
-        An input whose first axis is fixed at k takes k rows per inference.
+        An input whose first axis is fixed at k takes k rows per inference. A model without a
+        batch axis takes whole samples: its arrays have one axis more than its inputs.
 
         Raises:
             DataError: There is not enough for a single inference.
         """
-        self._rows = {v.name: _rows(v) for v in real_inputs(model)}
-        lacking = sorted(set(self._rows) - set(inputs))
+        values = {v.name: v for v in real_inputs(model)}
+        lacking = sorted(set(values) - set(inputs))
         if lacking:
             raise DataError(f"calibration data: lacks {', '.join(lacking)}")
+        self._names = tuple(values)
         self._inputs = inputs
-        self._is_streamed = isinstance(inputs, Samples) and set(self._rows.values()) == {1}
-        held = (
-            inputs.count
-            if isinstance(inputs, Samples)
-            else min(len(inputs[name]) for name in self._rows)
-        )
-        self.count = min(most, held // max(self._rows.values(), default=1))
+        ranks = {n: len(v.type.tensor_type.shape.dim) for n, v in values.items()}
+        self._is_whole = any(inputs[name].ndim > rank for name, rank in ranks.items())
+        self._rows = {n: 1 if self._is_whole else _rows(v) for n, v in values.items()}
+        held = min((len(inputs[n]) // rows for n, rows in self._rows.items()), default=0)
+        self.count = min(most, held)
         if self.count < 1:
-            raise DataError(f"calibration data: {held} samples are not enough for one inference")
+            raise DataError("calibration data: there are not enough samples for one inference")
 
     def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
-        if self._is_streamed and isinstance(self._inputs, Samples):
+        for one in self._slices():
+            yield {
+                name: np.array(value[0] if self._is_whole else value, order="C")
+                for name, value in one.items()
+            }
+
+    def _slices(self) -> Iterator[dict[str, NDArray[Any]]]:
+        if isinstance(self._inputs, Samples) and set(self._rows.values()) == {1}:
             for batch in self._inputs.first(self.count).batches(1):
-                yield {name: batch[name] for name in self._rows}
+                yield {name: batch[name] for name in self._names}
             return
         for i in range(self.count):
-            yield {
-                name: np.ascontiguousarray(self._inputs[name][i * n : (i + 1) * n])
-                for name, n in self._rows.items()
-            }
+            yield {n: self._inputs[n][i * k : (i + 1) * k] for n, k in self._rows.items()}
 
 
 def real_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

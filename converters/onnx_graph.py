@@ -22,6 +22,9 @@ TRANSFORMER = frozenset(
 """Operators that tell a transformer, whose small float operators are better left alone:
 quantizing each of them costs more conversions than it saves."""
 
+NOT_FUSED = frozenset({"ConvTranspose"})
+"""ONNX Runtime's processors have no integer kernel for it: codes would only cost accuracy."""
+
 SUBGRAPHS = frozenset({"If", "Loop", "Scan"})
 
 

@@ -15,7 +15,7 @@ import onnx
 from aid_edge.errors import ConversionError
 from aid_edge.runtimes import onnx_runtime
 from aid_edge.runtimes.session import Placement
-from converters.onnx_graph import COMPUTE
+from converters.onnx_graph import COMPUTE, NOT_FUSED
 from device_agent.contract.profile import HardwareProfile
 
 MIN_INTEGER_SHARE = 0.8
@@ -64,9 +64,12 @@ def planned(path: Path, scratch: Path, profile: HardwareProfile) -> Placement:
 
 
 def count_compute(model: onnx.ModelProto, names: list[str]) -> int:
-    """Return how many of the nodes ``names`` do arithmetic."""
+    """Return how many nodes do arithmetic and stay float: ``names``, and what has no kernel."""
     chosen = set(names)
-    return sum(n.name in chosen and n.op_type in COMPUTE for n in model.graph.node)
+    return sum(
+        n.op_type in NOT_FUSED or (n.name in chosen and n.op_type in COMPUTE)
+        for n in model.graph.node
+    )
 
 
 def _why(path: Path, profile: HardwareProfile) -> str:

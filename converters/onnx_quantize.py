@@ -29,6 +29,7 @@ from converters.onnx_export import matching_nodes, strip
 from converters.onnx_feeds import Feeds
 from converters.onnx_graph import (
     COMPUTE,
+    NOT_FUSED,
     TRANSFORMER,
     Graph,
     downstream,
@@ -66,8 +67,8 @@ class _Work:
         """Operator types that are quantized."""
         present = {node.op_type for node in self.model.graph.node}
         if present & TRANSFORMER:
-            return sorted(COMPUTE)
-        return sorted({*QDQRegistry, *QLinearOpsRegistry})
+            return sorted(COMPUTE - NOT_FUSED)
+        return sorted({*QDQRegistry, *QLinearOpsRegistry} - NOT_FUSED)
 
 
 def quantize(
@@ -84,7 +85,6 @@ def quantize(
         raise ConversionError(f"{whole.title} is no static int8")
     try:
         work = _prepare(floating, recipe, calibration, profile)
-        kept = count_compute(work.model, work.excluded)
         if recipe.smooth_quant:
             _smooth(work)
         if recipe.method == "nncf":
@@ -97,6 +97,7 @@ def quantize(
         raise
     except Exception as e:  # the quantizers raise whatever their many parts raise
         raise ConversionError(f"quantizing with {recipe.method} failed: {e}") from e
+    kept = count_compute(work.model, work.excluded)
     progress(0.95, "strip")
     strip(result)
     onnx.save(result, str(to))

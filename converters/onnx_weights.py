@@ -77,8 +77,9 @@ def store_float16(floating: Path, to: Path) -> tuple[str, ...]:
         if np.abs(values).max() > limit:
             kept += 1
             continue
-        _restore(weight.tensor, values.astype(np.float16), f"{weight.name}__half")
-        nodes.append(_cast(f"{weight.name}__half", weight.name))
+        name = weight.name
+        _restore(weight.tensor, values.astype(np.float16), f"{name}__half")
+        nodes.append(_cast(f"{name}__half", name))
         stored += 1
     if not stored:
         raise ConversionError("there are no weights to store in 16 bits")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from aid_edge import isolate
@@ -28,11 +29,11 @@ class Probe(Protocol):
 
     Attributes:
         layers: In the order of execution.
-        rows: Of each input that one inference takes, by name.
+        shapes: Of the inputs, by name; -1 may vary.
     """
 
     layers: tuple[Layer, ...]
-    rows: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
 
     def run(self, feeds: Arrays) -> Iterator[tuple[int, NDArray[Any], NDArray[Any]]]:
         """Yield layer index, float output and quantized output of one inference."""
@@ -95,18 +96,23 @@ def _layers_in_worker(
             f"{artifacts[1].name}: no layer is found in both the float and the int8 artifact"
         )
     tallies = [Tally() for _ in probe.layers]
-    for done, feeds in enumerate(_feeds(inputs, probe.rows, count), start=1):
+    for done, feeds in enumerate(_feeds(inputs, probe.shapes, count), start=1):
         for index, exact, noisy in probe.run(feeds):
             tallies[index].add(exact, noisy, probe.layers[index].bounds)
         isolate.progress(done / count, "compare layers")
     return ranked(probe.layers, tallies)
 
 
-def _feeds(inputs: Arrays, rows: Mapping[str, int], count: int) -> Iterator[dict[str, Any]]:
-    """Yield what one inference takes, ``count`` times at most."""
-    if isinstance(inputs, Samples) and set(rows.values()) == {1}:
-        yield from inputs.first(count).batches(1)
-        return
+def _feeds(
+    inputs: Arrays, shapes: Mapping[str, tuple[int, ...]], count: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what one inference takes, ``count`` times at most.
+
+    A model without a batch axis takes whole samples, else as many rows as its first axis has.
+    """
+    whole = any(inputs[name].ndim > len(shape) for name, shape in shapes.items())
+    rows = {n: 1 if whole or not shape else max(shape[0], 1) for n, shape in shapes.items()}
     found = min(len(inputs[name]) // n for name, n in rows.items())
     for i in range(min(count, found)):
-        yield {name: inputs[name][i * n : (i + 1) * n] for name, n in rows.items()}
+        one = {name: inputs[name][i * n : (i + 1) * n] for name, n in rows.items()}
+        yield {n: np.array(part[0] if whole else part, order="C") for n, part in one.items()}

@@ -73,8 +73,8 @@ class OnnxProbe:
         self._groups = _grouped(exact, pairs)
         self._exact = _session(exact.model, [a for a, _ in pairs], floating)
         self._noisy = _session(noisy.model, [b for _, b in pairs], quantized)
-        self.rows = {
-            i.name: i.shape[0] if i.shape and isinstance(i.shape[0], int) else 1
+        self.shapes = {
+            i.name: tuple(d if isinstance(d, int) else -1 for d in i.shape)
             for i in self._exact.get_inputs()
         }
 
