@@ -172,8 +172,10 @@ def check_out(path: Path, profile: HardwareProfile) -> None:
 
 
 def _wanted(profile: HardwareProfile) -> list[tuple[str, str, Recipe]]:
-    """Return probe, runtime and recipe of everything that is worth measuring."""
-    found = []
+    """Return probe, runtime and recipe of the pack: all on the runtime that the profile prefers.
+
+    One factor stands for the device, so probes of several runtimes would only blur it.
+    """
     for entry in profile.runtimes:
         if entry.name not in registry.available():
             continue
@@ -183,13 +185,13 @@ def _wanted(profile: HardwareProfile) -> list[tuple[str, str, Recipe]]:
         recipes = [Recipe(Float32())] if "float32" in profile.numerics.dtypes else []
         if (int8 := default_int8(profile, entry.name, converter.methods)) is not None:
             recipes.append(Recipe(int8))
-        found += [
+        return [
             (probe, entry.name, recipe)
             for probe in PROBES
             for recipe in recipes
             if recipe.needs <= converter.methods
         ]
-    return found
+    return []
 
 
 def _make(
