@@ -45,6 +45,7 @@ class RuntimePackage:
 RUNTIMES = {
     "onnx_runtime": RuntimePackage("onnxruntime", "onnxruntime"),
     "litert": RuntimePackage("litert", "ai-edge-litert"),
+    "openvino": RuntimePackage("openvino", "openvino"),
 }
 """Runtimes that a bundle can carry, by their name in hardware profiles."""
 

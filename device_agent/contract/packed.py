@@ -54,13 +54,13 @@ def unpack(path: Path, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
     Raises:
         MalformedMessageError: It is no such archive, is damaged, or has other files.
         MessageTooLargeError: It is too large.
-        OSError: It cannot be read.
+        OSError: There is no such file.
     """
     size = path.stat().st_size
     if size > MAX_PACKED_BYTES:
         raise MessageTooLargeError("a packed model", size, MAX_PACKED_BYTES)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             _check(entries, size)
             names = [entry.filename for entry in entries]
@@ -70,8 +70,10 @@ def unpack(path: Path, wanted: Sequence[str] | None = None) -> dict[str, bytes]:
                     f"wanted {', '.join(wanted)}"
                 )
             return {entry.filename: archive.read(entry) for entry in entries}
-    # What zipfile raises where an archive lies about itself.
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as e:
+    # What zipfile raises where an archive lies about itself, such as an offset below zero.
+    except (
+        zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, OSError,
+    ) as e:  # fmt: skip
         raise MalformedMessageError(f"a packed model is no zip archive, or damaged: {e}") from e
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from device_agent.contract.errors import AidError
+from device_agent.contract.packed import OPENVINO_MEMBERS, unpack
 from device_agent.contract.tensors import TensorInfo
 from device_agent.worker.arrays import DTYPES, Array
 from device_agent.worker.wire import Load
@@ -26,6 +30,14 @@ _ORT_TYPES = {
     "tensor(int16)": "INT16", "tensor(int32)": "INT32", "tensor(int64)": "INT64",
     "tensor(float16)": "FP16", "tensor(float)": "FP32", "tensor(double)": "FP64",
 }  # fmt: skip
+
+# torch.ScalarType (c10/core/ScalarType.h), as ExecuTorch tells element types.
+_SCALAR_TYPES = {
+    0: "UINT8", 1: "INT8", 2: "INT16", 3: "INT32", 4: "INT64", 5: "FP16", 6: "FP32", 7: "FP64",
+    11: "BOOL",
+}  # fmt: skip
+_NAMES_METHOD = "aid_edge_names"
+"""Constant method of a program: JSON with the names of its inputs and outputs (contract §5.5)."""
 
 
 class RuntimeMissingError(AidError):
@@ -74,10 +86,15 @@ def open_model(load: Load) -> Model:
             return OnnxRuntimeModel(load)
         case "litert":
             return LiteRtModel(load)
+        case "openvino":
+            return OpenVinoModel(load)
+        case "executorch":
+            return ExecuTorchModel(load)
         case name:
             raise RuntimeMissingError(
                 f"this agent knows no runtime {name!r}",
-                hint="It knows onnx_runtime and litert; update the agent or convert for another.",
+                hint="It knows onnx_runtime, litert, openvino and executorch; update the agent or "
+                "convert for another.",
             )
 
 
@@ -183,6 +200,98 @@ class LiteRtModel:
         return [found[info.name] for info in infos]
 
 
+class OpenVinoModel:
+    """An OpenVINO model, its two files packed into one (contract §5.5)."""
+
+    def __init__(self, load: Load) -> None:
+        openvino = _import("openvino", "openvino")
+        self.runtime_version = str(openvino.__version__).partition("-")[0]
+        options = {
+            "INFERENCE_NUM_THREADS": load.limits.threads,
+            "NUM_STREAMS": 1,
+            # As on the host that proved it; processors with bfloat16 would compute in that.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        try:
+            members = unpack(Path(load.folder, "model"), OPENVINO_MEMBERS)
+            xml, weights = (members[name] for name in OPENVINO_MEMBERS)
+            core = openvino.Core()
+            model = core.read_model(xml, openvino.Tensor(np.frombuffer(weights, np.uint8)))
+            compiled = core.compile_model(model, "CPU", options)
+            self._request = compiled.create_infer_request()
+        except Exception as e:
+            raise _translated(e, ModelRefusedError, "OpenVINO cannot load the model") from e
+        found = [_openvino_info(port) for port in compiled.inputs]
+        outputs = [_openvino_info(port) for port in compiled.outputs]
+        _check_tensors("inputs", load.inputs, found)
+        _check_tensors("outputs", load.outputs, outputs)
+        self._inputs = found
+        names = [info.name for info in outputs]
+        self._outputs = [names.index(info.name) for info in load.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs, in the order of the manifest."""
+        for info in self._inputs:
+            # OpenVINO 2026.4 computes something from an input of another shape.
+            if not _is_compatible(info.shape, inputs[info.name].shape):
+                shape = list(inputs[info.name].shape)
+                raise InputRefusedError(f"{info.name} is {shape}; the model takes {_said([info])}")
+        try:
+            self._request.infer([np.array(inputs[i.name], order="C") for i in self._inputs])
+            # Its own memory is written again by the next inference.
+            return [np.array(self._request.get_output_tensor(i).data) for i in self._outputs]
+        except Exception as e:
+            raise _translated(e, InputRefusedError, "OpenVINO cannot run these inputs") from e
+
+
+class ExecuTorchModel:
+    """An ExecuTorch program, which names its inputs and outputs in a constant method."""
+
+    def __init__(self, load: Load) -> None:
+        # Its thread pool takes every processor that it may use; the call that would set the
+        # number of threads waits forever for its own (ExecuTorch 1.5.1).
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[: load.limits.threads])
+        self._torch = _import("torch", "executorch")
+        runtime = _import("executorch.runtime", "executorch")
+        self.runtime_version = importlib.metadata.version("executorch")
+        try:
+            self._program = runtime.Runtime.get().load_program(Path(load.folder, "model"))
+            (text,) = self._program.load_method(_NAMES_METHOD).execute([])
+            names = json.loads(text)
+            self._method = self._program.load_method("forward")
+            facts = self._method.metadata
+            found = [
+                _executorch_info(name, facts.input_tensor_meta(i))
+                for i, name in enumerate(names["inputs"])
+            ]
+            outputs = [
+                _executorch_info(name, facts.output_tensor_meta(i))
+                for i, name in enumerate(names["outputs"])
+            ]
+        except ModelRefusedError:
+            raise
+        except Exception as e:
+            raise _translated(e, ModelRefusedError, "ExecuTorch cannot load the model") from e
+        _check_tensors("inputs", load.inputs, found)
+        _check_tensors("outputs", load.outputs, outputs)
+        self._inputs = [info.name for info in found]
+        listed = [info.name for info in outputs]
+        self._outputs = [listed.index(info.name) for info in load.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs, in the order of the manifest."""
+        try:
+            tensors = [
+                self._torch.from_numpy(np.array(inputs[name], order="C")) for name in self._inputs
+            ]
+            values = self._method.execute(tensors)
+            # The program's own memory is written again by the next inference.
+            return [np.array(values[i].numpy()) for i in self._outputs]
+        except Exception as e:
+            raise _translated(e, InputRefusedError, "ExecuTorch cannot run these inputs") from e
+
+
 def _litert_interpreter() -> tuple[Any, str]:
     """Return the interpreter's class and the installed version."""
     for module, distribution in (
@@ -233,6 +342,23 @@ def _litert_info(name: str, detail: dict[str, Any], wanted: Sequence[TensorInfo]
         datatype = "FP32"
     signature = detail.get("shape_signature", detail["shape"])
     return TensorInfo(name, datatype, tuple(int(d) for d in signature))  # type: ignore[arg-type]
+
+
+def _openvino_info(port: Any) -> TensorInfo:
+    name, kind = port.get_any_name(), port.get_element_type()
+    datatype = _DATATYPES.get(np.dtype(kind.to_dtype()))
+    if datatype is None:
+        raise ModelRefusedError(f"tensor {name!r} has type {kind}, which is not served")
+    shape = tuple(-1 if d.is_dynamic else d.get_length() for d in port.get_partial_shape())
+    return TensorInfo(name, datatype, shape)  # type: ignore[arg-type]
+
+
+def _executorch_info(name: str, meta: Any) -> TensorInfo:
+    datatype = _SCALAR_TYPES.get(int(meta.dtype()))
+    if datatype is None:
+        raise ModelRefusedError(f"tensor {name!r} has type {meta.dtype()}, which is not served")
+    shape = tuple(int(size) for size in meta.sizes())
+    return TensorInfo(name, datatype, shape)  # type: ignore[arg-type]
 
 
 def _check_tensors(what: str, wanted: Sequence[TensorInfo], found: Sequence[TensorInfo]) -> None:
