@@ -7,17 +7,21 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from aid_edge.cli.output import Output, emit, json_option, table
-from aid_edge.errors import GateMissedError, MissingDependencyError
+from aid_edge.cli.output import Output, emit, home_option, json_option, table
+from aid_edge.cli.passphrase import passphrase_file_option
+from aid_edge.cli.progress import Progress, progress_bars
+from aid_edge.errors import GateMissedError, MissingDependencyError, UsageError
+from aid_edge.home import open_home
 
 if TYPE_CHECKING:
-    from aid_edge.pipeline.request import ConvertResult, Progress
+    from aid_edge.pipeline.on_device import MeasureOnDevice
+    from aid_edge.pipeline.request import ConvertRequest, ConvertResult
 
 SCHEMA = "aid-edge/convert/v1"
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -75,6 +79,12 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--seed", type=click.IntRange(min=0, max=2**32 - 1), default=0, show_default=True,
     help="Of all random numbers.",
 )  # fmt: skip
+@click.option(
+    "--measure-on", metavar="DEVICE", help="Measure finalists on a device of the fleet as well."
+)
+@click.option("--hub", metavar="URL", help="For --measure-on: the hub.  [default: this home's]")
+@passphrase_file_option
+@home_option
 @json_option
 @click.pass_obj
 def command(output: Output, /, as_json: bool, **options: Any) -> None:
@@ -138,8 +148,11 @@ def _convert(output: Output, options: dict[str, Any]) -> ConvertResult:
         allow_overlap=options["allow_overlap"],
         command=shlex.join(["aid-edge", *sys.argv[1:]]),
     )
-    with _ended_like_interrupted(), _progress(output) as on_progress:
-        return run(request, on_progress=on_progress)
+    with contextlib.ExitStack() as stack:
+        device = _device(stack, output, options, request)
+        stack.enter_context(_ended_like_interrupted())
+        on_progress = stack.enter_context(progress_bars(output))
+        return run(request, on_progress=on_progress, measure_on=device(on_progress))
 
 
 @contextlib.contextmanager
@@ -159,37 +172,46 @@ def _ended_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextlib.contextmanager
-def _progress(output: Output) -> Iterator[Progress]:
-    """Give what draws one bar per task on a terminal, else says each task once, on stderr."""
-    if not output.progress:
-        told: dict[str, str] = {}
+def _device(
+    stack: contextlib.ExitStack, output: Output, options: dict[str, Any], request: ConvertRequest
+) -> Callable[[Progress], MeasureOnDevice | None]:
+    """Return what makes the measuring of finalists on the device that was named, if one was.
 
-        def say(task: str, _share: float, what: str) -> None:
-            if task not in told:
-                output.note(f"{task}: {what}")
-            elif told[task] != what:
-                output.detail(f"{task}: {what}")
-            told[task] = what
+    The device and the publisher's key are asked for before any work.
+    """
+    name = options["measure_on"]
+    if name is None:
+        return lambda _progress: None
+    try:
+        # Imported here: these need the hub extra, and converting must not.
+        from aid_edge.hub.client import HubClient  # noqa: PLC0415
+        from aid_edge.hub.on_device import Bench, measure_finalists  # noqa: PLC0415
+    except ModuleNotFoundError as e:
+        raise MissingDependencyError("--measure-on", e.name or "?", "hub") from e
+    from aid_edge.catalogue.repository import load_signers  # noqa: PLC0415
+    from aid_edge.cli.passphrase import publisher_passphrase  # noqa: PLC0415
 
-        yield say
-        return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    home = open_home(options["home"])
+    passphrase = publisher_passphrase(home.keys, options["passphrase_file"])
+    signers = load_signers(home.keys, passphrase)
+    client = stack.enter_context(HubClient.open(options["home"], options["hub"]))
+    profile = client.device(name).summary.profile
+    digests = {p.id: digest for p, digest in request.targets}
+    if profile not in digests:
+        raise UsageError(
+            f"device {name} is a {profile}; nothing is converted for that",
+            hint=f"Add --profile {profile}, or name another device.",
+        )
+    bench = Bench(home, client, signers, name)
 
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(), TextColumn("{task.fields[what]}", style="dim"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        ids: dict[str, Any] = {}
+    def make(progress: Progress) -> MeasureOnDevice:
+        return lambda finalists: measure_finalists(
+            bench, digests, finalists,
+            on_progress=lambda share, what: progress(name, share, what),
+            failed=lambda which, why: output.note(f"{name} could not measure {which}: {why}"),
+        )  # fmt: skip
 
-        def draw(task: str, share: float, what: str) -> None:
-            if task not in ids:
-                ids[task] = bars.add_task(task, total=1.0, what=what)
-            bars.update(ids[task], completed=share, what=what if share < 1 else "")
-
-        yield draw
+    return make
 
 
 def _as_text(result: ConvertResult) -> str:
