@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,12 +107,11 @@ class ConvertResult:
         raise KeyError(name)
 
     def _repr_html_(self) -> str:
-        """Show the report in a notebook, in a frame of its own so that styles do not mix."""
-        page = self.html.read_text().replace("&", "&amp;").replace('"', "&quot;")
-        return (
-            f'<iframe title="Conversion report" sandbox srcdoc="{page}" '
-            'style="width:100%;height:40em;border:0"></iframe>'
-        )
+        """Show verdicts and candidates in a notebook, with the way to the whole report."""
+        from aid_edge.pipeline.report import summary  # noqa: PLC0415 -- it reads this module
+
+        path = html.escape(str(self.html))
+        return f'{summary(self.report)}<p>Full report: <a href="{path}">{path}</a></p>'
 
 
 HEADINGS = ("", "PROFILE", "CANDIDATE", "SIZE", "P50", "P95", "QUALITY (DROP)", "AGREES", "OUTCOME")
