@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, shape_inference
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from aid_edge.errors import ConversionError
 
@@ -82,6 +85,20 @@ class Graph:
             for name in (*node.input, *node.output)
         ]
         return [name for name in dict.fromkeys(names) if self.is_float(name)]
+
+
+def prepare(floating: Path, scratch: Path) -> onnx.ModelProto:
+    """Return the float model at ``floating`` as quantizers want it: fused, named, with shapes."""
+    prepared = scratch / "prepared.onnx"
+    try:
+        quant_pre_process(str(floating), str(prepared), skip_symbolic_shape=True)
+        model = onnx.load(str(prepared))
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            prepared.unlink()
+    make_constants_initializers(model)
+    name_nodes(model)
+    return model
 
 
 def opset_of(model: onnx.ModelProto) -> int:

@@ -5,7 +5,6 @@ Heavy: imported in worker processes only.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,6 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from aid_edge.converter import Arrays
 from aid_edge.errors import ConversionError
@@ -34,14 +32,14 @@ from converters.onnx_graph import (
     Graph,
     downstream,
     inferred,
-    make_constants_initializers,
-    name_nodes,
+    prepare,
     resolved,
 )
 from converters.onnx_planned import check_planned, count_compute
 from converters.onnx_ranges import Range
 from converters.onnx_saturation import avoid_saturation
 from converters.onnx_smooth import smooth
+from converters.onnx_tables import shrink_tables
 from device_agent.contract.errors import AidError
 from device_agent.contract.profile import HardwareProfile
 
@@ -99,6 +97,7 @@ def quantize(
         raise ConversionError(f"quantizing with {recipe.method} failed: {e}") from e
     kept = count_compute(work.model, work.excluded)
     progress(0.95, "strip")
+    shrink_tables(result)
     strip(result)
     onnx.save(result, str(to))
     return (*work.notes, *check_planned(to, kept, profile))
@@ -108,20 +107,6 @@ def tools(recipe: StaticInt8) -> dict[str, str]:
     """Return the versions of what quantizes."""
     names = ["onnxruntime", "nncf"] if recipe.method == "nncf" else ["onnxruntime"]
     return {name: metadata.version(name) for name in names}
-
-
-def prepare(floating: Path, scratch: Path) -> onnx.ModelProto:
-    """Return the float model at ``floating`` as quantizers want it: fused, named, with shapes."""
-    prepared = scratch / "prepared.onnx"
-    try:
-        quant_pre_process(str(floating), str(prepared), skip_symbolic_shape=True)
-        model = onnx.load(str(prepared))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            prepared.unlink()
-    make_constants_initializers(model)
-    name_nodes(model)
-    return model
 
 
 def _prepare(

@@ -27,21 +27,19 @@ MAX_CHANGE = 1e-3
 
 _CHECKED = 2
 _SMALLEST = 1e-5
+_RESHAPES = 4
 _NORMS = frozenset({"LayerNormalization", "SkipLayerNormalization"})
 _AXES_ARE_INPUTS = 18
 
 
 @dataclass(frozen=True)
 class _Site:
-    """A normalized activation and the matrix products that read it."""
+    """A normalized activation, perhaps reshaped, and the matrix products that read it."""
 
+    tensor: str
     norm: onnx.NodeProto
     products: tuple[onnx.NodeProto, ...]
     is_private: bool
-
-    @property
-    def tensor(self) -> str:
-        return str(self.norm.output[0])
 
 
 def smooth(model: onnx.ModelProto, feeds: Feeds) -> int:
@@ -69,25 +67,41 @@ def smooth(model: onnx.ModelProto, feeds: Feeds) -> int:
 
 
 def _sites(graph: Graph) -> list[_Site]:
-    found = []
+    products: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.nodes.values():
-        if node.op_type not in _NORMS or any(n not in graph.constants for n in node.input[1:2]):
+        if _is_product(node, graph):
+            products.setdefault(node.input[0], []).append(node)
+    found = []
+    for tensor, nodes in products.items():
+        norm = _norm_behind(tensor, graph)
+        if norm is None:
             continue
-        readers = graph.readers[node.output[0]]
-        products = tuple(r for r in readers if _is_product(r, node.output[0], graph))
-        others = len(readers) > len(products) or node.output[0] in graph.outputs
-        if products:
-            is_private = not others and node.op_type == "LayerNormalization"
-            found.append(_Site(node, products, is_private))
+        others = len(graph.readers[tensor]) > len(nodes) or tensor in graph.outputs
+        is_foldable = (
+            tensor == norm.output[0]
+            and norm.op_type == "LayerNormalization"
+            and all(name in graph.constants for name in norm.input[1:] if name)
+        )
+        found.append(_Site(tensor, norm, tuple(nodes), is_foldable and not others))
     return found
 
 
-def _is_product(node: onnx.NodeProto, tensor: str, graph: Graph) -> bool:
+def _norm_behind(tensor: str, graph: Graph) -> onnx.NodeProto | None:
+    """Return the normalization that makes ``tensor``, looking through reshapes."""
+    maker = graph.makers.get(tensor)
+    for _ in range(_RESHAPES):
+        if maker is None or maker.op_type not in {"Reshape", "Flatten", "Squeeze", "Unsqueeze"}:
+            break
+        maker = graph.makers.get(maker.input[0])
+    return maker if maker is not None and maker.op_type in _NORMS else None
+
+
+def _is_product(node: onnx.NodeProto, graph: Graph) -> bool:
     if node.op_type not in {"MatMul", "Gemm"} or not graph.has_weights(node):
         return False
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     weights = graph.array(node.input[1])
-    return node.input[0] == tensor and not transposed and weights is not None and weights.ndim == 2
+    return not transposed and weights is not None and weights.ndim == 2
 
 
 def _peaks(
@@ -177,8 +191,8 @@ def _divide(model: onnx.ModelProto, site: _Site, factors: NDArray[np.float64], n
         if node.name in names:
             node.input[0] = smoothed
         nodes.append(node)
-        if node.name == site.norm.name:
-            name = f"{node.name}__smooth_mul"
+        if site.tensor in node.output:
+            name = f"{node.name}__smooth_mul_{number}"
             nodes.append(onnx.helper.make_node("Mul", [site.tensor, held], [smoothed], name))
     del model.graph.node[:]
     model.graph.node.extend(nodes)

@@ -8,15 +8,11 @@ float and as portable. Heavy: used in worker processes only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -24,13 +20,10 @@ from aid_edge.errors import ConversionError
 from aid_edge.isolate import progress
 from aid_edge.recipe import DynamicInt8, Float16, WeightOnly
 from converters.onnx_export import matching_nodes, strip
-from converters.onnx_graph import Graph, name_nodes
-from converters.onnx_quantize import prepare
+from converters.onnx_graph import name_nodes, prepare
+from converters.onnx_tables import Weight, cast, coded, restore, store_table, weights
 from device_agent.contract.errors import AidError
 from device_agent.contract.profile import HardwareProfile
-
-MIN_VALUES = 256
-"""Smaller constants stay as they are: the nodes around them would take more bytes."""
 
 GROUPS = (16, 32, 64, 128, 256)
 """Sizes of groups that ONNX Runtime's kernel for 4-bit weights has."""
@@ -40,25 +33,6 @@ VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 
 _DYNAMIC = ["MatMul", "LSTM", "Attention", "Gather"]
 """Not convolutions: ONNX Runtime has no kernel for them with signed weights."""
-
-_CODES = 127
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """One constant to be stored in fewer bits, and who reads it."""
-
-    tensor: onnx.TensorProto
-    readers: tuple[onnx.NodeProto, ...]
-
-    @property
-    def name(self) -> str:
-        return str(self.tensor.name)
-
-    @property
-    def is_table(self) -> bool:
-        """Whether it is only looked up by row, as embeddings are."""
-        return all(_is_lookup(node, self.name) for node in self.readers)
 
 
 def store_float16(floating: Path, to: Path) -> tuple[str, ...]:
@@ -72,14 +46,14 @@ def store_float16(floating: Path, to: Path) -> tuple[str, ...]:
     model = onnx.load(str(floating))
     limit = float(np.finfo(np.float16).max)
     nodes, stored, kept = [], 0, 0
-    for weight in _weights(model, min_rank=1):
+    for weight in weights(model, min_rank=1):
         values = numpy_helper.to_array(weight.tensor)
         if np.abs(values).max() > limit:
             kept += 1
             continue
         name = weight.name
-        _restore(weight.tensor, values.astype(np.float16), f"{name}__half")
-        nodes.append(_cast(f"{name}__half", name))
+        restore(weight.tensor, values.astype(np.float16), f"{name}__half")
+        nodes.append(cast(f"{name}__half", name))
         stored += 1
     if not stored:
         raise ConversionError("there are no weights to store in 16 bits")
@@ -101,14 +75,14 @@ def store_integers(floating: Path, recipe: WeightOnly, to: Path) -> tuple[str, .
     notes: tuple[str, ...] = ()
     if recipe.bits == 4:
         model = _four_bits(model, recipe.group)
-        weights = [w for w in _weights(model, min_rank=2) if w.is_table]
-        notes = ("4 bits for matrix products, 8 bits for embeddings",) if weights else ()
+        found = [w for w in weights(model, min_rank=2) if w.is_table]
+        notes = ("4 bits for matrix products, 8 bits for embeddings",) if found else ()
         group = 0
     else:
-        weights, group = list(_weights(model, min_rank=2)), recipe.group
-        if not weights:
+        found, group = list(weights(model, min_rank=2)), recipe.group
+        if not found:
             raise ConversionError("there are no weights to store in 8 bits")
-    nodes = [node for weight in weights for node in _eight_bits(model, weight, group)]
+    nodes = [node for weight in found for node in _eight_bits(model, weight, group)]
     _prepend(model, nodes)
     _save(model, to)
     return notes
@@ -181,23 +155,11 @@ def saturates(profile: HardwareProfile) -> bool:
     return profile.arch == "x86_64" and not VNNI & set(profile.isa)
 
 
-def _weights(model: onnx.ModelProto, *, min_rank: int) -> Iterator[_Weight]:
-    graph = Graph(model)
-    for tensor in list(model.graph.initializer):
-        count = int(np.prod(tensor.dims, dtype=np.int64))
-        is_weight = tensor.data_type == TensorProto.FLOAT and len(tensor.dims) >= min_rank
-        readers = tuple(graph.readers[tensor.name])
-        # One that only a graph inside a node reads stays: folding would not reach it there.
-        if is_weight and count >= MIN_VALUES and readers and tensor.name not in graph.outputs:
-            yield _Weight(tensor, readers)
-
-
-def _eight_bits(model: onnx.ModelProto, weight: _Weight, group: int) -> list[onnx.NodeProto]:
+def _eight_bits(model: onnx.ModelProto, weight: Weight, group: int) -> list[onnx.NodeProto]:
     """Store ``weight`` as codes and scales, and return the nodes that make it again."""
     values = numpy_helper.to_array(weight.tensor).astype(np.float64)
     if weight.is_table:
-        codes, scale = _coded(values, tuple(range(1, values.ndim)))
-        _look_up(model, weight, codes, scale)
+        store_table(model, weight)
         return []
     axis = _input_axis(weight)
     name = weight.name
@@ -208,55 +170,21 @@ def _eight_bits(model: onnx.ModelProto, weight: _Weight, group: int) -> list[onn
             group,
             *values.shape[axis + 1 :],
         ]
-        codes, scale = _coded(values.reshape(split), (axis + 1,))
+        codes, scale = coded(values.reshape(split), (axis + 1,))
         shape = numpy_helper.from_array(np.array(values.shape, np.int64), f"{name}__shape")
         model.graph.initializer.append(shape)
         end = [helper.make_node("Reshape", [f"{name}__split", f"{name}__shape"], [name])]
         product = f"{name}__split"
     else:
         rest = tuple(i for i in range(values.ndim) if i != _channel_axis(weight))
-        codes, scale = _coded(values, rest)
+        codes, scale = coded(values, rest)
         end, product = [], name
-    _restore(weight.tensor, codes, f"{name}__codes")
+    restore(weight.tensor, codes, f"{name}__codes")
     scales = numpy_helper.from_array(scale.astype(np.float32), f"{name}__scale")
     model.graph.initializer.append(scales)
-    cast = _cast(f"{name}__codes", f"{name}__steps")
+    steps = cast(f"{name}__codes", f"{name}__steps")
     multiply = helper.make_node("Mul", [f"{name}__steps", f"{name}__scale"], [product])
-    return [cast, multiply, *end]
-
-
-def _coded(
-    values: NDArray[np.float64], axes: tuple[int, ...]
-) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-    """Return codes and scales; values along ``axes`` share one."""
-    largest = np.abs(values).max(axis=axes, keepdims=True)
-    scale = np.where(largest > 0, largest / _CODES, 1.0)
-    return np.clip(np.round(values / scale), -_CODES, _CODES).astype(np.int8), scale
-
-
-def _look_up(
-    model: onnx.ModelProto, weight: _Weight, codes: NDArray[np.int8], scale: NDArray[np.float64]
-) -> None:
-    """Let lookups take codes and scales by row, so that the table stays small in memory too."""
-    name = weight.name
-    _restore(weight.tensor, codes, f"{name}__codes")
-    held = numpy_helper.from_array(scale.astype(np.float32), f"{name}__scale")
-    model.graph.initializer.append(held)
-    looked_up = {node.name for node in weight.readers}
-    nodes = []
-    for node in model.graph.node:
-        if node.name not in looked_up or name not in node.input:
-            nodes.append(node)
-            continue
-        index, out = node.input[1], node.output[0]
-        nodes += [
-            helper.make_node("Gather", [f"{name}__codes", index], [f"{out}__codes"], axis=0),
-            helper.make_node("Gather", [f"{name}__scale", index], [f"{out}__scale"], axis=0),
-            _cast(f"{out}__codes", f"{out}__steps"),
-            helper.make_node("Mul", [f"{out}__steps", f"{out}__scale"], [out], node.name),
-        ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    return [steps, multiply, *end]
 
 
 def _four_bits(model: onnx.ModelProto, group: int) -> onnx.ModelProto:
@@ -304,7 +232,7 @@ def _integer_share(model: onnx.ModelProto) -> float:
     return sizes[True] / total if total else 0.0
 
 
-def _channel_axis(weight: _Weight) -> int:
+def _channel_axis(weight: Weight) -> int:
     """Return the axis of output channels, which each get a scale."""
     node = weight.readers[0]
     rank = len(weight.tensor.dims)
@@ -315,26 +243,13 @@ def _channel_axis(weight: _Weight) -> int:
     return 1 if node.op_type in {"ConvTranspose", "LSTM", "GRU", "RNN"} else 0
 
 
-def _input_axis(weight: _Weight) -> int | None:
+def _input_axis(weight: Weight) -> int | None:
     """Return the axis that a matrix product sums over; groups lie along it."""
     node = weight.readers[0]
     rank = len(weight.tensor.dims)
     if node.op_type not in {"MatMul", "Gemm"}:
         return None
     return rank - 2 if _channel_axis(weight) == rank - 1 else rank - 1
-
-
-def _is_lookup(node: onnx.NodeProto, name: str) -> bool:
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-    return node.op_type == "Gather" and node.input[0] == name and axis == 0
-
-
-def _cast(source: str, to: str) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [to], f"{to}__cast", to=TensorProto.FLOAT)
-
-
-def _restore(tensor: onnx.TensorProto, array: NDArray[Any], name: str) -> None:
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
 
 
 def _prepend(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
