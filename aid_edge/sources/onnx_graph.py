@@ -176,14 +176,14 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
         tensor = onnx.TensorProto()
         tensor.CopyFrom(attribute.t)
         return tensor
-    values = {
-        "value_float": lambda: np.float32(attribute.f),
-        "value_floats": lambda: np.asarray(attribute.floats, np.float32),
-        "value_int": lambda: np.int64(attribute.i),
-        "value_ints": lambda: np.asarray(attribute.ints, np.int64),
-    }
-    make = values.get(attribute.name)
-    return None if make is None else numpy_helper.from_array(np.asarray(make()))
+    values: dict[str, tuple[str, type[np.generic]]] = {
+        "value_float": ("f", np.float32), "value_floats": ("floats", np.float32),
+        "value_int": ("i", np.int64), "value_ints": ("ints", np.int64),
+    }  # fmt: skip
+    if attribute.name not in values:
+        return None
+    field, dtype = values[attribute.name]
+    return numpy_helper.from_array(np.asarray(getattr(attribute, field), dtype))
 
 
 def _check_domains(model: onnx.ModelProto, path: Path) -> None:

@@ -95,14 +95,15 @@ def run(
     model = load_raw(request)
     names = [i.name for i in graph_inputs(model)]
     try:
-        session = _session(model)
+        session = session_of(model)
         for batch in batches:
             yield session.run(None, {name: np.asarray(inputs[name][batch]) for name in names})
     except Exception as e:  # ONNX Runtime's errors share no base class below Exception
         raise SourceError(f"{request.spec}: ONNX Runtime fails on it: {first_line(e)}") from e
 
 
-def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Return ``model`` in ONNX Runtime without graph optimization: the reference."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -214,7 +215,7 @@ def _probe(model: onnx.ModelProto, inputs: Sequence[TensorInfo], batch: int) -> 
         dtype = np.dtype(NUMPY_NAMES[info.datatype])
         values = generator.random(shape) if dtype.kind == "f" else np.zeros(shape)
         feeds[info.name] = np.asarray(values, dtype)
-    found: list[NDArray[Any]] = _session(model).run(None, feeds)
+    found: list[NDArray[Any]] = session_of(model).run(None, feeds)
     return found
 
 

@@ -10,6 +10,7 @@ expressions; guards are not made (``check_guards=False``).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import io
@@ -112,23 +113,30 @@ def check(path: Path) -> None:
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:
-    """Return the exported program in the file at ``path``, on the CPU.
+    """Return the exported program in the file at ``path``, on the CPU; not to be changed.
 
     Raises:
         SourceError: It was refused by :func:`check`, or torch cannot read it.
     """
+    check_file(path, "PyTorch archive")
+    state = path.stat()
+    return _opened(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(path: Path, *_: int) -> torch.export.ExportedProgram:
+    """Return it; asked for again and again, and opening takes seconds."""
     check(path)
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.load(path)
+            return torch.export.load(path)
     except Exception as e:  # torch raises whatever its parser meets
         raise SourceError(
             f"{path}: torch {torch.__version__} cannot open the archive: {first_line(e)}",
             hint="It may be cut short, or written by another version of torch: export it again.",
         ) from e
-    return program
 
 
 def load(path: Path) -> torch.nn.Module:
@@ -147,7 +155,6 @@ def load(path: Path) -> torch.nn.Module:
     return Exported(program)
 
 
-@functools.lru_cache(maxsize=4)
 def declared(path: Path) -> tuple[TensorInfo, ...]:
     """Return the inputs that the program in the file at ``path`` declares.
 
@@ -194,27 +201,49 @@ def save(module: torch.nn.Module, inputs: Sequence[TensorInfo], to: Path) -> Non
     Raises:
         ConversionError: torch.export cannot follow the module, or not with a varying batch.
     """
+    write(exported(module, inputs), to)
+
+
+def write(program: torch.export.ExportedProgram, to: Path) -> None:
+    """Write ``program`` as a ``.pt2`` file, without traces of the machine it was made on.
+
+    Raises:
+        ConversionError: torch.export cannot save it.
+    """
+    # The example inputs are nobody's business, and the only pickle in the file.
+    program.example_inputs = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(_without_traces(program), to)
+    except Exception as e:  # the serializer raises whatever it meets
+        raise ConversionError(f"{to}: torch.export cannot save the model: {first_line(e)}") from e
+
+
+def exported(module: torch.nn.Module, inputs: Sequence[TensorInfo]) -> torch.export.ExportedProgram:
+    """Return ``module`` as an exported program whose batch may vary where that of ``inputs`` does.
+
+    Raises:
+        ConversionError: torch.export cannot follow the module, or not with a varying batch.
+    """
     examples = []
     for info in inputs:
         # Two: torch.export takes a size of one for a constant.
         shape = tuple(2 if size == -1 else size for size in info.shape)
         dtype = getattr(torch, NUMPY_NAMES[info.datatype])
+        floats = dtype.is_floating_point
         examples.append(
-            torch.rand(shape).to(dtype)
-            if dtype.is_floating_point
-            else torch.zeros(shape, dtype=dtype)
+            torch.rand(shape, dtype=dtype) if floats else torch.zeros(shape, dtype=dtype)
         )
     batch = torch.export.Dim("batch")
     varies = [{0: batch} if info.shape[:1] == (-1,) else None for info in inputs]
     shapes = (tuple(varies),) if _is_variadic(module) else tuple(varies)
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+            # When it fails, it prints the whole graph.
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, tuple(examples), dynamic_shapes=shapes)
-            # The example inputs are nobody's business, and the only pickle in the file.
-            program.example_inputs = None
-            torch.export.save(_without_traces(program), to)
+            return torch.export.export(module, tuple(examples), dynamic_shapes=shapes)
     except Exception as e:  # the exporter raises whatever its many parts raise
         raise ConversionError(f"torch.export cannot follow the model: {first_line(e)}") from e
 
