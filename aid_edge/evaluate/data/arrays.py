@@ -64,7 +64,8 @@ def read_npz(path: Path, spec: str, model: SourceModel) -> Reading:
         found = members[tensor.name]
         if not found.shape or not found.shape[0]:
             raise DataError(f"{spec}: is empty")
-        check_shape(f"{spec}: input {tensor.name!r}", found.shape, found.dtype, tensor)
+        where = f"{spec}: input {tensor.name!r}"
+        check_shape(where, found.shape, found.dtype, tensor, batched=model.batched)
     n = members[expected[0]].shape[0]
     for name in expected:
         if members[name].shape[0] != n:
@@ -105,7 +106,8 @@ def _from_mapping(spec: str, arrays: Mapping[str, Any], model: SourceModel) -> R
         raise DataError(f"{spec}: is empty")
     for tensor in model.inputs:
         array = inputs[tensor.name]
-        check_shape(f"{spec}: input {tensor.name!r}", array.shape, array.dtype, tensor)
+        where = f"{spec}: input {tensor.name!r}"
+        check_shape(where, array.shape, array.dtype, tensor, batched=model.batched)
         if len(array) != n:
             raise DataError(
                 f"{spec}: input {tensor.name!r}: has {len(array)} samples "

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from aid_edge.errors import DataError, MissingDependencyError
 from aid_edge.evaluate.data.images import find_files, folder_labels
-from aid_edge.evaluate.data.reading import Batches, Reading, per_batch
+from aid_edge.evaluate.data.reading import Batches, Reading, per_batch, sample_shape
 from aid_edge.model import SourceModel
 from device_agent.contract.tensors import TensorInfo
 
@@ -68,7 +68,10 @@ def read_audio(folder: Path, spec: str, model: SourceModel) -> Reading:
         size = per_batch(4 * length)
         for start in range(0, len(picked), size):
             values = [next(cut) for _ in picked[start : start + size]]
-            shape = (len(values), *(length if d in {-1, length} else d for d in tensor.shape[1:]))
+            shape = (
+                len(values),
+                *(length if d in {-1, length} else d for d in sample_shape(model, tensor)),
+            )
             yield {tensor.name: np.stack(values).reshape(shape)}
 
     names = [str(f.relative_to(folder)) for f in files]
@@ -84,7 +87,7 @@ def read_audio(folder: Path, spec: str, model: SourceModel) -> Reading:
 def _waveform_input(spec: str, model: SourceModel) -> tuple[TensorInfo, int]:
     """Return the input that takes a waveform, and how many samples it takes."""
     tensor = model.inputs[0]
-    sizes = [d for d in tensor.shape[1:] if d != 1]
+    sizes = [d for d in sample_shape(model, tensor) if d != 1]
     if len(model.inputs) != 1 or tensor.datatype != "FP32" or len(sizes) != 1:
         raise DataError(
             f"{spec}: the model takes "

@@ -166,7 +166,10 @@ def _checked(
             sample_bytes = sum(array.nbytes for array in batch.values()) // max(n, 1)
             _check_size(reading.spec, sample_bytes * len(chosen), place)
         for name, array in batch.items():
-            check_input(reading.spec, array, tensors[name], n, first=len(digests), chosen=chosen)
+            check_input(
+                reading.spec, array, tensors[name], n,
+                batched=model.batched, first=len(digests), chosen=chosen,
+            )  # fmt: skip
         digests.extend(_sample_digest(batch, i) for i in range(n))
         yield batch
     if len(digests) != len(chosen):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aid_edge.evaluate.data.reading import Array, Batches, Reading, per_batch
+from aid_edge.evaluate.data.reading import Array, Batches, Reading, per_batch, sample_shape
 from aid_edge.model import SourceModel
 from aid_edge.sources.inspection import NUMPY_NAMES
 from device_agent.contract.tensors import TensorInfo
@@ -22,27 +22,25 @@ def read_noise(model: SourceModel, count: int, seed: int) -> Reading:
 
     Wider integers are 0 or 1, which every vocabulary has.
     """
-    tensors = model.inputs
+    shapes = {
+        t.name: tuple(FREE_DIMENSION if d == -1 else d for d in sample_shape(model, t))
+        for t in model.inputs
+    }
 
     def batches(chosen: Sequence[int]) -> Batches:
-        sample = sum(4 * math.prod(_shape(t)) for t in tensors)
+        sample = sum(4 * math.prod(shape) for shape in shapes.values())
         size = per_batch(sample)
         generator = np.random.default_rng(seed)
         for start in range(0, len(chosen), size):
             n = min(size, len(chosen) - start)
-            yield {t.name: _values(t, n, generator) for t in tensors}
+            yield {t.name: _values(t, (n, *shapes[t.name]), generator) for t in model.inputs}
 
     names = [f"random {i}" for i in range(count)]
     return Reading("random", names, batches, is_random=True)
 
 
-def _shape(tensor: TensorInfo) -> tuple[int, ...]:
-    return tuple(FREE_DIMENSION if d == -1 else d for d in tensor.shape[1:])
-
-
-def _values(tensor: TensorInfo, n: int, generator: np.random.Generator) -> Array:
+def _values(tensor: TensorInfo, shape: tuple[int, ...], generator: np.random.Generator) -> Array:
     dtype = np.dtype(NUMPY_NAMES[tensor.datatype])
-    shape = (n, *_shape(tensor))
     if dtype.kind == "f":
         return generator.standard_normal(shape).astype(dtype)
     if dtype.itemsize == 1 and dtype.kind in "iu":

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from aid_edge.errors import DataError
 from aid_edge.evaluate.data.targets import Kind, Targets
+from aid_edge.model import SourceModel
 from aid_edge.sources.inspection import NUMPY_NAMES
 from device_agent.contract.tensors import TensorInfo
 
@@ -66,6 +67,7 @@ def check_input(
     tensor: TensorInfo,
     n: int,
     *,
+    batched: bool = True,
     first: int = 0,
     chosen: Sequence[int] | None = None,
 ) -> None:
@@ -76,6 +78,7 @@ def check_input(
         array: A batch.
         tensor: The input.
         n: Number of samples of the batch.
+        batched: Whether the first axis of the tensor is the batch; else samples are [n, *shape].
         first: Number of samples that came before the batch.
         chosen: Index of every chosen sample in the whole of the data, for messages.
 
@@ -83,7 +86,7 @@ def check_input(
         DataError: It does not; names the input, what was expected and what was found.
     """
     where = f"{spec}: input {tensor.name!r}"
-    check_shape(where, array.shape, array.dtype, tensor)
+    check_shape(where, array.shape, array.dtype, tensor, batched=batched)
     if len(array) != n:
         raise DataError(f"{where}: has {len(array)} samples where the first input has {n}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -96,13 +99,28 @@ def check_input(
         )
 
 
-def check_shape(where: str, shape: Sequence[int], dtype: np.dtype[Any], tensor: TensorInfo) -> None:
+def check_shape(
+    where: str,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    tensor: TensorInfo,
+    *,
+    batched: bool = True,
+) -> None:
     """Return if arrays of this shape [n, ...] and element type are samples of ``tensor``.
 
+    Args:
+        where: Begins the message.
+        shape: Of the array.
+        dtype: Of the array.
+        tensor: The input.
+        batched: Whether the first axis of the tensor is the batch; else samples are [n, *shape].
+
     Raises:
-        DataError: They are not; ``where`` begins the message.
+        DataError: They are not.
     """
-    wanted = ["n", *("any" if d == -1 else str(d) for d in tensor.shape[1:])]
+    sizes = tensor.shape[1:] if batched else tensor.shape
+    wanted = ["n", *("any" if d == -1 else str(d) for d in sizes)]
     fits = len(shape) == len(wanted) and all(
         want in {"n", "any"} or int(want) == have for want, have in zip(wanted, shape, strict=True)
     )
@@ -113,3 +131,8 @@ def check_shape(where: str, shape: Sequence[int], dtype: np.dtype[Any], tensor: 
             f"{where}: expected dtype {NUMPY_NAMES[tensor.datatype]}, found {dtype}",
             hint="Data are taken as they are, after the model's own preprocessing.",
         )
+
+
+def sample_shape(model: SourceModel, tensor: TensorInfo) -> tuple[int, ...]:
+    """Return the shape of one sample of an input, without the axis that counts samples."""
+    return tensor.shape[1:] if model.batched else tensor.shape

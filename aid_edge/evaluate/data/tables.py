@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from aid_edge.errors import DataError
-from aid_edge.evaluate.data.reading import Array, Batches, Reading, per_batch
+from aid_edge.evaluate.data.reading import Array, Batches, Reading, per_batch, sample_shape
 from aid_edge.evaluate.data.targets import Kind, Targets, class_of, understand
 from aid_edge.model import SourceModel
 from aid_edge.sources.inspection import NUMPY_NAMES
@@ -134,7 +134,7 @@ def _columns(path: Path, model: SourceModel) -> _Columns:
         )
     steps = 0
     if len(model.inputs) == 1:
-        steps = _steps(path, model.inputs[0], len(rest), names)
+        steps = _steps(path, model, len(rest), names)
     return _Columns(len(names), inputs, label, group, steps)
 
 
@@ -153,26 +153,22 @@ def _one_of(path: Path, names: Sequence[str], wanted: Sequence[str]) -> int | No
     return found[0] if found else None
 
 
-def _steps(path: Path, tensor: TensorInfo, width: int, names: Sequence[str]) -> int:
+def _steps(path: Path, model: SourceModel, width: int, names: Sequence[str]) -> int:
     """Return how many rows make a window; 0 when one row is a sample."""
-    sizes = tensor.shape[1:]
+    tensor = model.inputs[0]
+    sizes = sample_shape(model, tensor)
     values = math.prod(sizes)
     # One column may hold all values of a sample, with spaces between.
     if -1 in sizes or width in {values, 1}:
         return 0
     if len(sizes) == 2 and width in sizes:
-        return _window_steps(tensor, width)
+        return sizes[0] if sizes[1] == width else sizes[1]
     label = ", ".join(LABEL_COLUMNS)
     raise DataError(
         f"{path}: {width} columns for input {tensor.name!r}, which takes {values} values: "
         f"{', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
         hint=f"The column of what is right must be called {label}." if width == values + 1 else "",
     )
-
-
-def _window_steps(tensor: TensorInfo, channels: int) -> int:
-    rows, columns = tensor.shape[1:]
-    return rows if columns == channels else columns
 
 
 # --- rows --------------------------------------------------------------------------------------
@@ -228,7 +224,7 @@ def _windows(path: Path, columns: _Columns) -> Iterator[_Window]:
 def _batches(
     path: Path, columns: _Columns, model: SourceModel, windows: Sequence[_Window]
 ) -> Batches:
-    size = per_batch(sum(8 * abs(math.prod(t.shape[1:])) for t in model.inputs))
+    size = per_batch(sum(8 * abs(math.prod(sample_shape(model, t))) for t in model.inputs))
     # Windows of different series may lie across each other; each is done with its last line.
     wanted = {line: i for i, window in enumerate(windows) for line in window.lines}
     parts: dict[int, list[dict[str, Array]]] = {}
@@ -245,7 +241,10 @@ def _batches(
         )
         if len(parts[i]) < len(windows[i].lines):
             continue
-        done[i] = {t.name: _shaped(path, row, t, parts[i], columns.steps) for t in model.inputs}
+        done[i] = {
+            t.name: _shaped(path, row, (t.name, sample_shape(model, t)), parts[i], columns.steps)
+            for t in model.inputs
+        }
         del parts[i]
         while following in done:
             batch.append(done.pop(following))
@@ -274,18 +273,23 @@ def _values(path: Path, row: _Row, columns: Sequence[int], tensor: TensorInfo) -
 
 
 def _shaped(
-    path: Path, row: _Row, tensor: TensorInfo, parts: Sequence[dict[str, Array]], steps: int
+    path: Path,
+    row: _Row,
+    wanted: tuple[str, tuple[int, ...]],
+    parts: Sequence[dict[str, Array]],
+    steps: int,
 ) -> Array:
-    sizes = tensor.shape[1:]
+    """Return the values of one sample, as the input of this name and shape takes them."""
+    name, sizes = wanted
     if steps:
-        window = np.stack([part[tensor.name] for part in parts])
-        return window if sizes[0] == steps and window.shape == sizes else window.T
-    values = parts[0][tensor.name]
+        window = np.stack([part[name] for part in parts])
+        return window if window.shape == sizes else window.T
+    values = parts[0][name]
     fixed = math.prod(d for d in sizes if d != -1)
     is_free = sizes.count(-1) == 1 and len(values) and len(values) % fixed == 0
     if len(values) != fixed and not is_free:
         raise DataError(
-            f"{path}: line {row.line}: {len(values)} values for input {tensor.name!r}, "
+            f"{path}: line {row.line}: {len(values)} values for input {name!r}, "
             f"which takes {fixed if -1 not in sizes else list(sizes)}"
         )
     return values.reshape(sizes)
