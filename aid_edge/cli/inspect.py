@@ -25,6 +25,13 @@ _SHOWN_OPERATORS = 20
 @click.option("--weights", type=_FILE, help="State dict of a PyTorch model.")
 @click.option("--model-card", type=_FILE, help="Model card. [default: model.toml beside the model]")
 @click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=SHAPE",
+    help="Sizes of an input, such as image=1x3x224x224 or ids=?x128:INT64 (? may vary); repeatable.",
+)
+@click.option(
     "--profile", "profiles", multiple=True, help="Say what its runtimes can take; repeatable."
 )
 @json_option
@@ -32,17 +39,22 @@ _SHOWN_OPERATORS = 20
 def command(output: Output, /, as_json: bool, model: str, **options: Any) -> None:
     """Say what MODEL is: framework, inputs, outputs, operators, parameters.
 
-    MODEL is an ONNX (.onnx) or Keras (.keras, .h5) file, or path/to/file.py:factory or
-    module:factory of a PyTorch model. Code runs only where it is named like that.
+    MODEL is an ONNX (.onnx), Keras (.keras, .h5), torch.export (.pt2), TorchScript or TFLite file,
+    a SavedModel folder, or path/to/file.py:factory or module:factory of a PyTorch model. Code runs
+    only where it is named like that.
     """
     targets = [load_profile(name)[0] for name in options["profiles"]]
     try:
-        from aid_edge.sources.opening import open_source  # noqa: PLC0415 -- needs an extra
+        from aid_edge.sources.inputs import parse_input  # noqa: PLC0415 -- needs an extra
+        from aid_edge.sources.opening import open_source  # noqa: PLC0415
     except ModuleNotFoundError as e:
         raise MissingDependencyError("inspecting models", e.name or "?", "convert") from e
 
+    inputs = [parse_input(text) for text in options["inputs"]]
     output.note(f"inspecting {model}")
-    found = open_source(model, weights=options["weights"], card=options["model_card"])
+    found = open_source(
+        model, weights=options["weights"], inputs=inputs, card=options["model_card"]
+    )
     answers = [_answer(found, profile) for profile in targets]
     emit(SCHEMA, _as_json(found, answers), _as_text(found, answers), as_json=as_json)
 
@@ -82,6 +94,9 @@ def _as_json(model: SourceModel, answers: list[dict[str, Any]]) -> dict[str, Any
                 {"type": u.type, "count": u.count, "max_rank": u.max_rank, "first": u.first_node}
                 for u in model.uses
             ],
+            "batched": model.batched,
+            "quantized": model.quantized,
+            "notes": list(model.notes),
             "digest": model.digest,
             "card": str(model.card.path) if model.card is not None else None,
         },
@@ -98,6 +113,8 @@ def _as_text(model: SourceModel, answers: list[dict[str, Any]]) -> str:
         *(f"input       {_tensor(t)}" for t in model.inputs),
         *(f"output      {_tensor(t)}" for t in model.outputs),
         f"parameters  {model.parameters:,}",
+        *([] if model.batched else ["batch       none: a sample is a whole feed"]),
+        *(f"note        {note}" for note in model.notes),
         f"card        {card}",
         f"digest      {model.digest}",
         "",
@@ -119,5 +136,6 @@ def _as_text(model: SourceModel, answers: list[dict[str, Any]]) -> str:
 
 
 def _tensor(info: TensorInfo) -> str:
-    shape = " x ".join("any" if size == -1 else str(size) for size in info.shape)
+    sizes = ["any" if size == -1 else str(size) for size in info.shape]
+    shape = " x ".join(sizes) or "a single value"
     return f"{info.name}  {info.datatype}  {shape}"

@@ -97,7 +97,7 @@ def to_onnx(model: SourceModel, to: Path, samples: Arrays | None = None) -> Sour
     if model.framework != "torchscript":
         raise _refusal(model, "only TorchScript models are brought over to ONNX here")
     request = request_of(model)
-    module = torch_source.Flat(torchscript_source.load(request))
+    module = torchscript_source.load(request)
     varies = any(i.shape[:1] == (-1,) for i in model.inputs)
     names = _names(model.inputs)
     axes = {t.name: {0: "batch"} for t in (*model.inputs, *model.outputs) if t.shape[:1] == (-1,)}
@@ -258,13 +258,11 @@ def _compare(
     """
     names = _names(source.inputs)
     reference = source_module(source.framework)
-    feeds: list[Arrays] = []
-    for batch in _BATCHES if made.has_dynamic_batch else (None,):
-        feeds.append(_random(made, batch or 1))
-    for feed in (
-        source.feeds({n: a[:_MAX_SAMPLES] for n, a in (samples or {}).items()}) if samples else ()
-    ):
-        feeds.append({name: np.asarray(feed[name]) for name in names})
+    batches = _BATCHES if made.has_dynamic_batch else (1,)
+    feeds = [_random(made, batch) for batch in batches]
+    few = {name: array[:_MAX_SAMPLES] for name, array in (samples or {}).items()}
+    if few:
+        feeds += [{name: np.asarray(feed[name]) for name in names} for feed in source.feeds(few)]
     lists: Any = {name: [feed[name] for feed in feeds] for name in names}
     picks = range(len(feeds))
     wanted = reference.run(request_of(source), lists, picks)

@@ -36,7 +36,7 @@ def parse_input(text: str) -> CardInput:
         raise UsageError(
             f"--input {text!r}: {datatype!r} is no element type", hint=f"Known: {known}."
         )
-    parts = [part.strip() for part in re.split("[x,×]", shape_text.strip("[] "))]
+    parts = [part.strip() for part in re.split("[x,]", shape_text.strip("[] "))]
     parts = parts if parts != [""] else []
     shape = []
     for part in parts:

@@ -1,3 +1,4 @@
+# ruff: noqa: ARG005 -- every function of the table takes the same three arguments
 """ONNX operators without weights as PyTorch functions. Imported only in worker processes.
 
 Each takes the node's attributes, its inputs as tensors, and ``static``: the values of those inputs

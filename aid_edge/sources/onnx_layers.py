@@ -46,7 +46,7 @@ class Recurrent(nn.Module):  # type: ignore[misc]
         self.directions = 2 if inner.bidirectional else 1
 
     def forward(self, x: torch.Tensor, *states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return Y [time, directions, batch, hidden] and the last states [directions, batch, hidden]."""
+        """Return Y [time, directions, batch, hidden] and states [directions, batch, hidden]."""
         steps, batch = x.shape[0], x.shape[1]
         is_lstm = isinstance(self.inner, nn.LSTM)
         state: Any = None

@@ -9,7 +9,7 @@ torch.export refuses.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,15 @@ from aid_edge.sources.onnx_graph import graph_inputs, opset_of
 from aid_edge.sources.onnx_layers import NotBridgedError
 
 _STATES = {"LSTM": (5, 6), "GRU": (5,)}
+_LAYERS: dict[str, Callable[[layers.Attributes, layers.Weights, int], nn.Module | None]] = {
+    "Conv": lambda a, w, _: layers.convolution(a, w),
+    "ConvTranspose": lambda a, w, _: layers.transposed_convolution(a, w),
+    "Gemm": lambda a, w, _: layers.linear(a, w),
+    "BatchNormalization": layers.batch_norm,
+    "InstanceNormalization": layers.instance_norm,
+    "LayerNormalization": lambda a, w, _: layers.layer_norm(a, w),
+    "PRelu": lambda _, w, __: layers.prelu(w),
+}
 _MAX_REASONS = 10
 _STANDARD = frozenset({"", "ai.onnx"})
 _SOFTMAX_SINCE = 13
@@ -174,28 +183,16 @@ class _Builder:
     ) -> nn.Module | None:
         """Return the layer of a node that has weights, or None."""
         kind, rank = node.op_type, self._ranks.get(node.input[0], 4) if node.input else 0
-        if kind == "Conv":
-            return layers.convolution(attributes, weights)
-        if kind == "ConvTranspose":
-            return layers.transposed_convolution(attributes, weights)
-        if kind == "Gemm":
-            return layers.linear(attributes, weights)
-        if kind == "BatchNormalization":
-            return layers.batch_norm(attributes, weights, rank)
-        if kind == "InstanceNormalization":
-            return layers.instance_norm(attributes, weights, rank)
-        if kind == "LayerNormalization":
-            return layers.layer_norm(attributes, weights)
-        if kind == "PRelu":
-            return layers.prelu(weights)
+        if (make := _LAYERS.get(kind)) is not None:
+            return make(attributes, weights, rank)
         if kind in _STATES:
             if len(node.input) > 4 and node.input[4]:
                 raise NotBridgedError("sequences of different lengths")
             return layers.recurrent(kind, attributes, weights)
-        table = weights[0] if kind == "Gather" else None
-        if table is not None and table.ndim == 2 and attributes.get("axis", 0) == 0:
-            return None if weights[1] is not None else layers.embedding(table)
-        return None
+        table = weights[0] if kind == "Gather" and attributes.get("axis", 0) == 0 else None
+        if table is None or table.ndim != 2 or weights[1] is not None:
+            return None
+        return layers.embedding(table)
 
     def _layer(
         self, node: onnx.NodeProto, layer: nn.Module, outputs: tuple[str, ...] | None = None

@@ -229,7 +229,7 @@ def _notes(opset: int, request: SourceRequest, path: Path) -> tuple[str, ...]:
     if request.inputs:
         for wanted, actual in matched(request.inputs, found, request.spec):
             pairs = zip(wanted.shape, actual.shape, strict=True) if wanted is not None else ()
-            if any(said != size and size != -1 for said, size in pairs):
+            if any(size not in {-1, said} for said, size in pairs):
                 shape = list(wanted.shape) if wanted is not None else []
                 notes.append(
                     f"input {actual.name} taken as {shape}; the file fixes {list(actual.shape)}"

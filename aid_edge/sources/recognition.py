@@ -34,14 +34,8 @@ def recognize(spec: str) -> Framework:
         SourceError: There is no such file, or it is of no kind that is read.
     """
     path = Path(spec)
-    where, colon, factory = spec.rpartition(":")
-    if colon and not path.exists():
-        if where.endswith(".py"):
-            check_file(Path(where), "model code")
-        elif not all(part.isidentifier() for part in where.split(".")):
-            raise SourceError(f"{spec}: is neither a file nor module:factory", hint=KINDS)
-        if not factory.isidentifier():
-            raise SourceError(f"{spec}: {factory!r} cannot name a factory", hint=KINDS)
+    if ":" in spec and not path.exists():
+        _check_factory(spec)
         return "torch"
     if path.is_dir():
         return _recognize_folder(path)
@@ -61,6 +55,16 @@ def recognize(spec: str) -> Framework:
             hint=f"Give path/to/file.py:factory --weights {spec}",
         )
     raise SourceError(f"{spec}: is of no kind that is read", hint=KINDS)
+
+
+def _check_factory(spec: str) -> None:
+    where, _, factory = spec.rpartition(":")
+    if where.endswith(".py"):
+        check_file(Path(where), "model code")
+    elif not all(part.isidentifier() for part in where.split(".")):
+        raise SourceError(f"{spec}: is neither a file nor module:factory", hint=KINDS)
+    if not factory.isidentifier():
+        raise SourceError(f"{spec}: {factory!r} cannot name a factory", hint=KINDS)
 
 
 def file_of(spec: str, framework: Framework) -> Path:

@@ -1,4 +1,7 @@
-"""TFLite models: read by the flatbuffer schema, run in LiteRT. Imported only in worker processes."""
+"""TFLite models: read by the flatbuffer schema, run in LiteRT.
+
+Imported only in worker processes.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +70,8 @@ def read(path: Path) -> Any:
         )
     try:
         model = schema.ModelT.InitFromPackedBuf(raw, 0)
-        graphs = model.subgraphs
-        if not graphs or not len(graphs[0].inputs) or not len(graphs[0].outputs):
-            raise SourceError(f"{path}: has no graph with inputs and outputs")
+        graphs = model.subgraphs or []
+        is_empty = not graphs or not len(graphs[0].inputs) or not len(graphs[0].outputs)
         foreign = sorted(
             {
                 code.customCode.decode(errors="replace")
@@ -79,13 +81,13 @@ def read(path: Path) -> Any:
         )
         # Whatever is used must be there: a damaged file is found out here.
         list(_operators(model))
-    except SourceError:
-        raise
     except Exception as e:  # a damaged flatbuffer fails in any way that bytes can
         raise SourceError(
             f"{path}: is not a whole TFLite model: {first_line(e)}",
             hint="It may be cut short; compare its size and checksum with the original.",
         ) from e
+    if is_empty:
+        raise SourceError(f"{path}: has no graph with inputs and outputs")
     if foreign:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
         what = "TensorFlow (Flex)" if foreign[0].startswith("Flex") else "custom"
@@ -215,15 +217,19 @@ def _signature_names(model: Any, side: str, order: Sequence[int]) -> list[str]:
 
 def _operators(model: Any) -> Iterator[tuple[str, int, str]]:
     for graph in model.subgraphs:
-        for op in graph.operators if graph.operators is not None else ():
+        for op in _listed(graph.operators):
             code = model.operatorCodes[op.opcodeIndex]
             builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
-            indices = [int(i) for side in (op.inputs, op.outputs) if side is not None for i in side]
-            tensors = [graph.tensors[i] for i in indices if i >= 0]
+            outputs = _listed(op.outputs)
+            tensors = [graph.tensors[int(i)] for i in _listed(op.inputs) + outputs if i >= 0]
             rank = max((len(t.shape) for t in tensors if t.shape is not None), default=0)
-            has_output = op.outputs is not None and len(op.outputs) > 0
-            name = graph.tensors[op.outputs[0]].name or b"" if has_output else b""
+            name = (graph.tensors[outputs[0]].name if outputs else None) or b""
             yield _OPERATORS.get(builtin, str(builtin)), rank, name.decode(errors="replace")
+
+
+def _listed(values: Any) -> list[Any]:
+    """Return the values of a list in the flatbuffer, which may be left out."""
+    return [] if values is None else list(values)
 
 
 def _parameters(model: Any) -> int:

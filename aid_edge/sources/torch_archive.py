@@ -50,12 +50,15 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAMED = re.compile(r"Symbol\('([a-z]+[0-9]+)'(, [a-z_]+=(True|False))*\)")
 _SYMBOL = re.compile(r"(s|u|z|zf|zuf|f)[0-9]+\Z")
 _FUNCTIONS = frozenset(
-    "Add Mul Pow Rational Float Boolean BooleanTrue BooleanFalse "
-    "FloorDiv CleanDiv CeilDiv PythonMod Mod Max Min ModularIndexing Where Identity IntTrueDiv "
-    "FloatTrueDiv TruncToInt TruncToFloat CeilToInt FloorToInt RoundToInt RoundDecimal ToFloat "
-    "PowByNatural FloatPow LShift RShift Eq Ne Lt Le Gt Ge And Or Not Integer Abs "
-    "OpaqueUnaryFn_sqrt OpaqueUnaryFn_log OpaqueUnaryFn_exp true false True False oo int_oo "
-    "zoo nan floor ceiling".split()
+    word
+    for line in """
+    Add Mul Pow Rational Float Boolean BooleanTrue BooleanFalse Integer Abs true false True False
+    FloorDiv CleanDiv CeilDiv PythonMod Mod Max Min ModularIndexing Where Identity IntTrueDiv
+    FloatTrueDiv TruncToInt TruncToFloat CeilToInt FloorToInt RoundToInt RoundDecimal ToFloat
+    PowByNatural FloatPow LShift RShift Eq Ne Lt Le Gt Ge And Or Not oo int_oo zoo nan floor ceiling
+    OpaqueUnaryFn_sqrt OpaqueUnaryFn_log OpaqueUnaryFn_exp
+    """.splitlines()
+    for word in line.split()
 )
 
 
@@ -70,6 +73,7 @@ class Exported(torch.nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def train(self, mode: bool = True) -> Exported:
         """Do nothing: the graph has one mode, and torch refuses to change it."""
+        del mode
         return self
 
     def forward(self, *inputs: torch.Tensor) -> Any:

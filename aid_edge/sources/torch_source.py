@@ -132,7 +132,7 @@ def declared_inputs(request: SourceRequest) -> tuple[TensorInfo, ...]:
     """Return the inputs of a PyTorch model: a module's only its author can say.
 
     Raises:
-        SourceError: Nobody said them, they are not the file's, or one varies in more than its batch.
+        SourceError: Nobody said them, they are not the file's, or more than a batch varies.
     """
     archive = _archive(request)
     if archive is not None:
