@@ -29,7 +29,7 @@ _SHOWN_OPERATORS = 20
     "inputs",
     multiple=True,
     metavar="NAME=SHAPE",
-    help="Sizes of an input, such as image=1x3x224x224 or ids=?x128:INT64 (? may vary); repeatable.",
+    help="Sizes of an input, such as image=1x3x224x224 or ids=?x128:INT64; repeatable.",
 )
 @click.option(
     "--profile", "profiles", multiple=True, help="Say what its runtimes can take; repeatable."

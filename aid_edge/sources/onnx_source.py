@@ -64,9 +64,8 @@ def inspect(request: SourceRequest) -> Inspection:
     inferred = _inferred(model)
     ranks = _ranks(inferred.graph)
     count = OperatorCount()
-    lifted = {n.output[0] for n in model.graph.node if n.op_type == "Constant" and n.output}
     for node in onnx_graph.nodes(model.graph):
-        if node.op_type == "Constant" and node.output and node.output[0] in lifted:
+        if node.op_type == "Constant":
             # Only another way to write a weight.
             continue
         rank = max((ranks.get(name, 0) for name in (*node.input, *node.output)), default=0)

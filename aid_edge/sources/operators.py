@@ -114,24 +114,20 @@ def shape_refusals(model: SourceModel, profile: HardwareProfile) -> list[str]:
         if len(tensor.shape) > most
     ]
     reasons += [
-        f"{tensor.name} is a scalar; its first dimension must be the batch"
-        for tensor in (*model.inputs, *model.outputs)
-        if not tensor.shape
-    ]
-    reasons += [
         f"operator {use.type}, first at {use.first_node}, has rank {use.max_rank}; "
         f"{profile.id} takes at most rank {most}"
         for use in model.uses
         if use.max_rank > most
     ]
     for tensor in model.inputs:
-        varying = [str(axis) for axis, size in enumerate(tensor.shape) if size == -1 and axis > 0]
+        first = 1 if model.batched else 0
+        varying = [str(i) for i, size in enumerate(tensor.shape) if size == -1 and i >= first]
         if varying:
             reasons.append(
                 f"input {tensor.name} {list(tensor.shape)} varies in axis {', '.join(varying)}; "
-                "give it a fixed size in [[inputs]] of a model.toml"
+                "give it a fixed size with --input NAME=SHAPE, or in [[inputs]] of a model.toml"
             )
-        if tensor.shape and tensor.shape[0] > profile.shapes.max_batch:
+        if model.batched and tensor.shape[0] > profile.shapes.max_batch:
             reasons.append(
                 f"input {tensor.name} has batch {tensor.shape[0]}; {profile.id} takes at most "
                 f"{profile.shapes.max_batch}"

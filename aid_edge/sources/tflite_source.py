@@ -207,7 +207,7 @@ def _info(tensor: Any, path: Path) -> TensorInfo:
 
 def _signature_names(model: Any, side: str, order: Sequence[int]) -> list[str]:
     """Return the names that the file's only signature gives to its tensors, in graph order."""
-    signatures = model.signatureDefs or ()
+    signatures = _listed(model.signatureDefs)
     if len(signatures) != 1:
         return []
     names = {e.tensorIndex: e.name.decode() for e in getattr(signatures[0], side) or ()}
