@@ -29,6 +29,10 @@ LATENCY_TOLERANCE = 0.03
 """Relative differences under these are ties; latency also ties while intervals overlap."""
 
 
+MAX_NAMED = 3
+"""A sentence names so many candidates that were not chosen; the report has all."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Ids with their outcomes, and the verdict in one sentence."""
@@ -231,6 +235,8 @@ def _verdict(
     sentence = f"{best.id}: {_own_figures(best, latency_known)}; {_quality(best)}"
     compressed = [c for c in candidates if c.compressed]
     if not best.compressed and compressed:
+        shown = _nearest(compressed, outcomes)
+        more = f"; and {len(compressed) - len(shown)} more" if len(shown) < len(compressed) else ""
         against = "; ".join(
             f"{c.id} ({outcomes[c.id].code})"
             + (
@@ -238,13 +244,24 @@ def _verdict(
                 if outcomes[c.id].code in {OUTRANKED, FLOAT_IS_BETTER}
                 else ""
             )
-            for c in compressed
+            for c in shown
         )
-        return f"float is better here: {sentence}. Not chosen: {against}"
+        return f"float is better here: {sentence}. Not chosen: {against}{more}"
     baseline = [c for c in candidates if not c.compressed and c.runtime == best.runtime]
     if best.compressed and baseline and baseline[0].digest:
         return f"{sentence}. Against float: {_compare(best, baseline[0], latency_known)}"
     return sentence
+
+
+def _nearest(candidates: Sequence[Candidate], outcomes: dict[str, Refusal]) -> list[Candidate]:
+    """Return the few candidates that came nearest to being chosen, as a sentence can name them."""
+
+    def distance(candidate: Candidate) -> tuple[bool, float]:
+        ranked = outcomes[candidate.id].code in {OUTRANKED, FLOAT_IS_BETTER}
+        return not ranked, candidate.value("latency_p50") or float("inf")
+
+    nearest = sorted(candidates, key=distance)[:MAX_NAMED]
+    return [c for c in candidates if c in nearest]
 
 
 def _own_figures(best: Candidate, latency_known: bool) -> str:
@@ -261,5 +278,5 @@ def _own_figures(best: Candidate, latency_known: bool) -> str:
 def _nothing(candidates: Sequence[Candidate], outcomes: dict[str, Refusal]) -> str:
     if not candidates:
         return "gate missed: there is no candidate for this profile"
-    why = "; ".join(f"{c.id} ({outcomes[c.id].code})" for c in candidates)
+    why = "; ".join(f"{c.id} ({outcomes[c.id].code})" for c in candidates[: 4 * MAX_NAMED])
     return f"gate missed: no candidate passes: {why}"

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,3 +117,52 @@ def test_source_version_follows_the_source_without_importing_it(
 def test_tool_versions_name_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "TOOLS", ("numpy", "no-such-tool"))
     assert list(tool_versions()) == ["numpy"]
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    place, _ = Cache(tmp_path).get("step", {"a": "1"}, Counting())
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from aid_edge.pipeline.cache import Cache\n"
+        "def half(folder):\n"
+        "    (folder / 'half').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "Cache(Path(sys.argv[1])).get('step', {'a': '2'}, half)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    left = list(tmp_path.glob("*/*/.new-*"))
+    assert len(left) == 1
+    mine = place.parent / cache_module._unfinished_prefix()
+    mine.mkdir()
+    Cache(tmp_path)
+    assert not left[0].exists()
+    assert mine.exists(), "a run that is alive keeps what it makes"
+    assert (place / "deep" / "file").exists()
+
+
+def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    places = [cache.get("step", {"n": str(n)}, Counting("x" * 1000))[0] for n in range(4)]
+    old = time.time() - 10 * cache_module.RECENT_S
+    for age, place in enumerate(places):
+        os.utime(place / "entry.json", (old + age, old + age))
+    cache.get("step", {"n": "0"}, Counting())
+    removed = cache.trim(2600)
+    assert [p.exists() for p in places] == [True, False, False, True]
+    assert removed > 2000
+    assert cache.trim(0) > 1000
+    assert [p.exists() for p in places] == [True, False, False, False], "just used"
+
+
+def test_the_bound_of_the_cache_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_module.default_limit() == cache_module.DEFAULT_LIMIT_BYTES
+    monkeypatch.setenv("AID_EDGE_CACHE_BYTES", "123")
+    assert cache_module.default_limit() == 123
+    monkeypatch.setenv("AID_EDGE_CACHE_BYTES", "2 GB")
+    with pytest.raises(CacheError, match="'2 GB'"):
+        cache_module.default_limit()
+
+
+def test_a_cache_travels_as_its_folder(tmp_path: Path) -> None:
+    assert pickle.loads(pickle.dumps(Cache(tmp_path))).root == tmp_path

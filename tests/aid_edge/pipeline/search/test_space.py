@@ -5,8 +5,9 @@ import pytest
 
 from aid_edge.errors import UnsupportedModelError, UsageError
 from aid_edge.pipeline.search.space import Wishes, plan
+from aid_edge.pipeline.search.traits import Traits, traits_of
 from aid_edge.profiles import load_profile
-from aid_edge.recipe import StaticInt8
+from aid_edge.recipe import Recipe, StaticInt8, Structured
 from device_agent.contract.profile import HardwareProfile
 
 ALL = frozenset({"float32", "static-int8", "static-int8-nncf"})
@@ -71,3 +72,122 @@ def test_a_profile_without_any_converter_is_refused(profile: HardwareProfile) ->
 
 def test_the_seed_is_part_of_every_recipe(profile: HardwareProfile) -> None:
     assert {p.recipe.seed for p in plan(profile, METHODS, Wishes(seed=7))} == {7}
+
+
+EVERYTHING = frozenset({
+    "float32", "float16", "dynamic-int8", "static-int8", "static-int8-percentile",
+    "static-int8-entropy", "static-int8-mse", "static-int8-nncf", "static-int16x8",
+    "weight-only-int8", "weight-only-int4", "palettized", "bias-correction", "smooth-quant",
+    "keep-float",
+})  # fmt: skip
+TRANSFORMER = Traits(transformer=True, linear_heavy=True, embeddings=True)
+
+
+def keys(profile: HardwareProfile, runtime: str, wishes: Wishes) -> set[str]:
+    return {p.recipe.key for p in plan(profile, {runtime: EVERYTHING}, wishes)}
+
+
+def test_a_full_search_tries_all_that_a_converter_can_do(profile: HardwareProfile) -> None:
+    found = keys(profile, "onnx_runtime", Wishes(search="full"))
+    assert {
+        "static-int8-percentile", "static-int8-mse", "static-int8-entropy", "static-int8-nncf",
+        "static-int8-corrected", "static-int8-percentile-corrected", "static-int16x8",
+        "dynamic-int8",
+    } <= found  # fmt: skip
+    assert not any("smooth" in key or "weight-only" in key for key in found)
+    plans = plan(profile, {"onnx_runtime": EVERYTHING}, Wishes(search="full"))
+    assert not any(p.fallback for p in plans)
+    assert len({p.id for p in plans}) == len(plans)
+
+
+def test_nets_of_products_are_quantized_dynamically_first(profile: HardwareProfile) -> None:
+    quick = plan(profile, {"onnx_runtime": EVERYTHING}, Wishes(traits=TRANSFORMER))
+    first = [p.recipe.key for p in quick if not p.fallback]
+    assert first.index("dynamic-int8") < first.index("static-int8")
+    assert "static-int8-smooth" in {p.recipe.key for p in quick if p.fallback}
+    full = keys(profile, "onnx_runtime", Wishes(search="full", traits=TRANSFORMER))
+    assert {"weight-only-int8", "weight-only-int4"} <= full
+    without = Wishes(traits=TRANSFORMER, calibration=False)
+    assert keys(profile, "onnx_runtime", without) == {"float32", "dynamic-int8"}
+
+
+def test_openvino_is_quantized_by_nncf_and_x86_without_vnni_saturates(
+    profile: HardwareProfile,
+) -> None:
+    runtime = msgspec.structs.replace(profile.runtimes[0], name="openvino")
+    only = msgspec.structs.replace(profile, runtimes=(runtime,))
+    (int8,) = [
+        p.recipe.quantize
+        for p in plan(only, {"openvino": frozenset({"float32", "static-int8", "static-int8-nncf"})})
+        if isinstance(p.recipe.quantize, StaticInt8)
+    ]
+    assert (int8.method, int8.reduce_range) == ("nncf", True)
+
+
+def test_core_ml_begins_with_weights_only() -> None:
+    phone = load_profile("iphone-15")[0]
+    methods = {"coreml": frozenset({"float32", "float16", "weight-only-int8", "palettized"})}
+    assert [p.recipe.key for p in plan(phone, methods)] == [
+        "float32", "float16", "weight-only-int8", "palettized-6",
+    ]  # fmt: skip
+
+
+def test_a_microcontroller_gets_integers_only() -> None:
+    chip = load_profile("cortex-m55-ethos-u55")[0]
+    methods = {"tflite_micro": frozenset({"float32", "static-int8", "static-int16x8"})}
+    plans = plan(chip, methods)
+    assert [(p.recipe.key, p.fallback) for p in plans] == [
+        ("static-int8", False), ("static-int16x8", True),
+    ]  # fmt: skip
+    assert {p.recipe.quantize.activations for p in plans} == {"int8", "int16"}  # type: ignore[union-attr]
+
+
+def test_nothing_is_pruned_unless_recovery_may_take_time(profile: HardwareProfile) -> None:
+    prepared = frozenset({"onnx_runtime"})
+
+    def pruned(**wishes: object) -> list[Recipe]:
+        asked = Wishes(prepared=prepared, **wishes)  # type: ignore[arg-type]
+        return [p.recipe for p in plan(profile, {"onnx_runtime": EVERYTHING}, asked)
+                if p.recipe.is_prepared]  # fmt: skip
+
+    assert pruned() == []
+    distilled = pruned(recovery_minutes=2.0)
+    assert [r.key for r in distilled] == [
+        "pruned30-distilled-static-int8", "pruned50-distilled-static-int8",
+    ]  # fmt: skip
+    assert {r.recover.minutes for r in distilled if r.recover} == {2.0}
+    assert {r.prune.round_to for r in distilled if isinstance(r.prune, Structured)} == {8}
+    tuned = pruned(recovery_minutes=2.0, train=True)
+    assert {r.key for r in tuned} == {
+        "pruned30-tuned-static-int8", "pruned50-tuned-static-int8", "qat-static-int8",
+    }  # fmt: skip
+    assert pruned(recovery_minutes=2.0, calibration=False) == []
+    full = {r.key for r in pruned(recovery_minutes=2.0, search="full")}
+    assert {"pruned50-global-distilled-static-int8", "sparse50-distilled-static-int8"} <= full
+    other = Wishes(recovery_minutes=2.0)
+    assert not any(p.recipe.is_prepared for p in plan(profile, METHODS, other))
+
+
+@pytest.mark.parametrize(
+    ("operators", "expected"),
+    [
+        ({"conv2d": 9, "linear": 1, "softmax": 1}, Traits(convolutional=True)),
+        ({"Conv": 20, "Gather": 3}, Traits(convolutional=True)),
+        (
+            {"MatMul": 72, "LayerNormalization": 25, "Softmax": 12, "Gather": 3},
+            Traits(transformer=True, linear_heavy=True, embeddings=True),
+        ),
+        (
+            {"MatMul": 72, "ReduceMean": 50, "Sqrt": 25, "Softmax": 12},
+            Traits(transformer=True, linear_heavy=True),
+        ),
+        (
+            {"aten.layer_norm": 4, "aten.scaled_dot_product_attention": 2, "aten.linear": 9},
+            Traits(transformer=True, linear_heavy=True),
+        ),
+        ({"LSTM": 2, "Gemm": 1}, Traits(recurrent=True)),
+        ({"Gemm": 3, "Relu": 2}, Traits()),
+    ],
+)
+def test_traits_are_read_from_operators(operators: dict[str, int], expected: Traits) -> None:
+    assert traits_of(operators) == expected
