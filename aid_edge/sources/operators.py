@@ -114,6 +114,11 @@ def shape_refusals(model: SourceModel, profile: HardwareProfile) -> list[str]:
         if len(tensor.shape) > most
     ]
     reasons += [
+        f"{tensor.name} is a scalar; its first dimension must be the batch"
+        for tensor in (*model.inputs, *model.outputs)
+        if model.batched and not tensor.shape
+    ]
+    reasons += [
         f"operator {use.type}, first at {use.first_node}, has rank {use.max_rank}; "
         f"{profile.id} takes at most rank {most}"
         for use in model.uses
@@ -127,7 +132,7 @@ def shape_refusals(model: SourceModel, profile: HardwareProfile) -> list[str]:
                 f"input {tensor.name} {list(tensor.shape)} varies in axis {', '.join(varying)}; "
                 "give it a fixed size with --input NAME=SHAPE, or in [[inputs]] of a model.toml"
             )
-        if model.batched and tensor.shape[0] > profile.shapes.max_batch:
+        if model.batched and tensor.shape and tensor.shape[0] > profile.shapes.max_batch:
             reasons.append(
                 f"input {tensor.name} has batch {tensor.shape[0]}; {profile.id} takes at most "
                 f"{profile.shapes.max_batch}"
