@@ -122,14 +122,20 @@ def _entropy(histogram: Histogram) -> Range:
     """Return the range that loses least information, by Kullback-Leibler divergence.
 
     After Migacz, "8-bit inference with TensorRT" (GTC 2017), with one threshold for both signs.
+    As there, exact zeros do not count: after ReLU they would outweigh everything else.
     """
     values = histogram.centers
     counts = histogram.counts.astype(np.float64)
+    zero = int(np.argmin(np.abs(values)))
+    beside = np.concatenate([counts[max(zero - 1, 0) : zero], counts[zero + 1 : zero + 2]])
+    counts[zero] = min(counts[zero], beside.max(initial=0.0))
     low, high = _with_zero(histogram.low, histogram.high)
     extreme = max(-low, high)
+    if not counts.any():
+        return low, high
     best, found = np.inf, (low, high)
     for share in _SHRINKS[::-1]:
-        end = extreme * share
+        end = float(extreme * share)
         tried = (max(low, -end), min(high, end))
         divergence = _divergence(values, counts, tried)
         if divergence < best:
