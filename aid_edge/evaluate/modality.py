@@ -21,7 +21,9 @@ MIN_WAVEFORM = 256
 
 _COLORS = (1, 3)
 _PIXEL_MAX = 255.0
-_RANGE_SAMPLES = 256
+_RANGE_SAMPLES, _MIN_RANGE_SAMPLES = 256, 16
+_RANGE_VALUES = 4_000_000
+"""Ranges are of so many samples and values at most: they are taken in double precision."""
 
 Array = npt.NDArray[Any]
 
@@ -99,7 +101,8 @@ def _channel_axis(array: Array, preprocess: Sequence[PreprocessStep]) -> int | N
 
 
 def _of_floats(name: str, array: Array, preprocess: Sequence[PreprocessStep]) -> Modality | None:
-    some = array[:_RANGE_SAMPLES]
+    count = max(_MIN_RANGE_SAMPLES, _RANGE_VALUES // max(1, int(np.prod(array.shape[1:]))))
+    some = array[: min(_RANGE_SAMPLES, count)]
     if array.ndim == 4:
         axis = _channel_axis(array, preprocess)
         if axis is None:

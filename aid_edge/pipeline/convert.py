@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from aid_edge.pipeline.findings import (
 )
 from aid_edge.pipeline.gates import judge
 from aid_edge.pipeline.golden import encode, judged_by, pick
+from aid_edge.pipeline.insight import looked_into
 from aid_edge.pipeline.jobs import default_jobs, one_at_a_time
 from aid_edge.pipeline.judging import Judge
 from aid_edge.pipeline.loading import Loader, data_findings
@@ -99,7 +100,7 @@ def run(
         tried = _search(request, maker, planned, on_progress)
         tried = _measure(tried, maker, on_progress, measure_on)
         on_progress("report", 0.0, "judging")
-        tried, choices = _choose_all(tried, maker)
+        tried, choices = _choose_all(tried, maker, on_progress)
         report = Report(
             source=_source_finding(model, name, version),
             data=data_findings(subject),
@@ -195,13 +196,20 @@ def _measure(
     ]
 
 
-def _choose_all(tried: Sequence[Tried], maker: Maker) -> tuple[list[Tried], list[Choice]]:
-    chosen = [_choose(t, maker) for t in tried]
+def _choose_all(
+    tried: Sequence[Tried], maker: Maker, on_progress: Progress
+) -> tuple[list[Tried], list[Choice]]:
+    def told(number: int) -> Callable[[float, str], None]:
+        return lambda share, what: on_progress(
+            "report", 0.9 * (number + share) / len(tried), f"looking into the chosen: {what}"
+        )
+
+    chosen = [_choose(t, maker, told(i)) for i, t in enumerate(tried)]
     return with_seconds([t for t, _ in chosen]), [choice for _, choice in chosen]
 
 
-def _choose(tried: Tried, maker: Maker) -> tuple[Tried, Choice]:
-    """Return the profile with its gates judged and its chosen layers explained, and the choice."""
+def _choose(tried: Tried, maker: Maker, told: Callable[[float, str], None]) -> tuple[Tried, Choice]:
+    """Return the profile with its gates judged and its chosen candidate looked into; the choice."""
     profile = tried.target[0]
     known = latency_source(profile, maker.host) != "uncalibrated"
     hard = profile.constraints.hard
@@ -217,7 +225,8 @@ def _choose(tried: Tried, maker: Maker) -> tuple[Tried, Choice]:
         else m
         for m in made
     ]
-    final = tuple(m.changed(outcome=choice.outcomes[m.plan.id]) for m in explained)
+    looked = looked_into(maker, explained, choice.chosen, told)
+    final = tuple(m.changed(outcome=choice.outcomes[m.plan.id]) for m in looked)
     return replace(tried, made=final), choice
 
 

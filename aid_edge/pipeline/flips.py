@@ -14,6 +14,8 @@ from PIL import Image, ImageOps
 
 from aid_edge.evaluate.accuracy import top1
 from aid_edge.evaluate.data import DataSet
+from aid_edge.evaluate.modality import Modality, detect
+from aid_edge.explain.pictures import picture
 from aid_edge.pipeline.findings import Flip
 
 MAX_FLIPS = 8
@@ -45,6 +47,7 @@ def find_flips(
         for i in np.flatnonzero(before != after)
     ]
     kinds.sort(key=lambda pair: (_ORDER.index(pair[0]), pair[1]))
+    modality = detect(data.inputs) if kinds and data.images is None and data.inputs else None
     return tuple(
         Flip(
             sample=data.names[i],
@@ -52,10 +55,19 @@ def find_flips(
             label="" if truth is None else _name(labels, int(truth[i])),
             source_answer=_name(labels, int(before[i])),
             candidate_answer=_name(labels, int(after[i])),
-            thumbnail="" if data.images is None else thumbnail(data.images[i]),
+            thumbnail=_shown(data, i, modality),
         )
         for kind, i in kinds[:MAX_FLIPS]
     )
+
+
+def _shown(data: DataSet, index: int, modality: Modality | None) -> str:
+    """Return a small picture of a sample: of its file, else of what the model takes."""
+    if data.images is not None:
+        return thumbnail(data.images[index])
+    if modality is None:
+        return ""
+    return picture(np.asarray(data.inputs[modality.input][index]), modality)
 
 
 def thumbnail(path: Path) -> str:
