@@ -117,6 +117,7 @@ def _prepare(
     rules = [rule for rule in profile.numerics.op_rules if rule.placement == "float"]
     excluded = {name for name, _, _ in matching_nodes(model, rules) if name}
     excluded.update(resolved(recipe.keep_float, onnx.load(str(floating)), model))
+    excluded.update(_with_computed_bias(model))
     if not any(node.op_type in COMPUTE for node in model.graph.node):
         raise ConversionError(
             "there is nothing to quantize: no convolution and no matrix product outside of "
@@ -125,6 +126,16 @@ def _prepare(
         )
     feeds = Feeds(model, calibration, recipe.samples)
     return _Work(recipe, model, feeds, sorted(excluded))
+
+
+def _with_computed_bias(model: onnx.ModelProto) -> set[str]:
+    """Return the Gemm nodes whose bias is no constant: ONNX Runtime does not fuse them."""
+    graph = Graph(model)
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type == "Gemm" and len(node.input) > 2 and node.input[2] not in graph.constants
+    }
 
 
 def _smooth(work: _Work) -> None:
