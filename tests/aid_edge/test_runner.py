@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from aid_edge import runner
-from aid_edge.errors import ConversionError, DataError, UnsupportedModelError
+from aid_edge.errors import (
+    ConversionError,
+    DataError,
+    StepCrashedError,
+    UnsupportedModelError,
+)
+from aid_edge.isolate import LOG_TAIL_BYTES, Limits
 from aid_edge.model import SourceModel
 from aid_edge.recipe import Float32, Recipe, StaticInt8
 from aid_edge.runner import ConversionRequest
@@ -53,17 +60,22 @@ def plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Install a converter of ``tests.support.bad_converters``, for worker processes as well."""
 
     def install(name: str) -> str:
-        info = tmp_path / "path" / "bad-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(
-            f"[aid_edge.converters]\nonnx_runtime = tests.support.bad_converters:{name}\n"
-        )
+        info = _install(tmp_path, name)
         # Ahead of the real converter of that name.
         monkeypatch.syspath_prepend(str(info.parent))
         return "onnx_runtime"
 
     return install
+
+
+def _install(folder: Path, name: str) -> Path:
+    info = folder / "path" / "bad-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        f"[aid_edge.converters]\nonnx_runtime = tests.support.bad_converters:{name}\n"
+    )
+    return info
 
 
 def _request(
@@ -106,6 +118,9 @@ def test_a_good_outcome_is_described(
         ("WrongConverter", "does not compute what the source does: smallest cosine -1.0"),
         ("EmptyConverter", "there is no such file"),
         ("GarbageConverter", "ONNX Runtime .* refuses it"),
+        ("UntidyConverter", "elsewhere.cc, outside the folder"),
+        ("BatchDependentConverter", "output y is another one in batches of 65 than alone"),
+        ("CrashingConverter", "was ended by SIGABRT"),
     ],
 )
 def test_bad_outcomes_are_refused(
@@ -177,3 +192,31 @@ def test_a_folder_in_use_is_left_alone(
     with pytest.raises(ConversionError, match="is not empty"):
         runner.convert(_request(model, profile, samples, tmp_path))
     assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_converters_that_hang_or_take_all_memory_are_ended_and_others_go_on(
+    plug_in: Any, model: SourceModel, profile: HardwareProfile, samples: Any, tmp_path: Path
+) -> None:
+    plug_in("HangingConverter")
+    reference = runner.source_outputs(model, samples)
+    request = _request(
+        model, profile, samples, tmp_path / "a", reference=reference, limits=Limits(time_s=8)
+    )
+    with pytest.raises(StepCrashedError, match=r"did not finish in its 8 s and was ended"):
+        runner.convert(request)
+    _install(tmp_path, "GreedyConverter")
+    limits = Limits(memory_bytes=600 * 2**20)
+    greedy = replace(request, out=tmp_path / "b", limits=limits)
+    with pytest.raises(StepCrashedError, match="needed more than its 600 MiB of memory"):
+        runner.convert(greedy)
+    _install(tmp_path, "GoodConverter")
+    assert runner.convert(replace(request, out=tmp_path / "c", limits=Limits())).size_bytes > 0
+
+
+def test_what_tools_print_is_bounded(
+    plug_in: Any, model: SourceModel, profile: HardwareProfile, samples: Any, tmp_path: Path
+) -> None:
+    plug_in("ChattyConverter")
+    result = runner.convert(_request(model, profile, samples, tmp_path / "out"))
+    assert "on and on" in result.log
+    assert len(result.log) <= LOG_TAIL_BYTES

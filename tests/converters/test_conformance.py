@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from aid_edge import registry, runner, runtimes
 from aid_edge.converter import Converter
-from aid_edge.errors import MissingDependencyError, UnknownRuntimeError
+from aid_edge.errors import ConversionError, MissingDependencyError, UnknownRuntimeError
 from aid_edge.model import SourceModel
 from aid_edge.profiles import find_profiles, load_profile
-from aid_edge.recipe import Float32, Recipe, StaticInt8
+from aid_edge.recipe import Float16, Float32, Recipe, StaticInt8, WeightOnly
 from aid_edge.runner import ConversionRequest
 from device_agent.contract.profile import HardwareProfile
 
+ROOT = Path(__file__).resolve().parents[2]
 CASES = [
     (runtime, profile)
     for runtime in registry.available()
@@ -37,10 +38,18 @@ def _converter(runtime: str) -> Converter:
     return converter
 
 
+def _executes(converter: Converter) -> bool:
+    return bool(getattr(converter, "executes", True))
+
+
 def _recipes(converter: Converter, profile: HardwareProfile) -> list[Recipe]:
+    if not _executes(converter):
+        return [Recipe(Float16()), Recipe(WeightOnly(8))]
     numerics = profile.numerics
     recipes = [Recipe(Float32())] if "float32" in numerics.dtypes else []
-    activations: Any = "int8" if converter.runtime == "litert" else numerics.activations.dtype
+    # Only ONNX Runtime has kernels for unsigned activations as well.
+    unsigned = converter.runtime == "onnx_runtime"
+    activations: Any = numerics.activations.dtype if unsigned else "int8"
     if "int8" in numerics.dtypes:
         recipes.append(
             Recipe(
@@ -59,7 +68,7 @@ def test_a_converter_declares_itself(runtime: str) -> None:
     converter = _converter(runtime)
     assert converter.runtime == runtime
     assert converter.accepts
-    assert "float32" in converter.methods
+    assert converter.methods
 
 
 @pytest.mark.slow
@@ -84,11 +93,21 @@ def test_the_tiny_network_converts_for_the_profile(
         )  # fmt: skip
         sizes[recipe.key] = result.size_bytes
         assert result.artifact.parent == tmp_path / recipe.key
-        assert [p.name for p in result.artifact.parent.iterdir()] == [result.artifact.name]
+        left = {p.name for p in result.artifact.parent.iterdir()}
+        assert left == {p.name for p in (result.artifact, *result.extras.values())}
         assert [i.name for i in result.inputs] == ["image"]
         assert [o.name for o in result.outputs] == ["output"]
         assert profile.shapes.static is (result.inputs[0].shape[0] == 1)
         assert result.tools
+        assert result.executed is _executes(converter)
+        for trace in (b"site-packages", b"/home/", str(tmp_path).encode(), str(ROOT).encode()):
+            assert trace not in result.artifact.read_bytes()
+        if not result.executed:
+            assert result.closeness is None
+            assert any("not executed" in note for note in result.notes)
+            with pytest.raises(ConversionError, match="cannot be run on this host"):
+                runner.predict(result.artifact, runtime, result.to_artifact(images))
+            continue
         if recipe.needs_calibration:
             assert result.placement.integer == 3
             assert result.placement.floating == 0

@@ -75,3 +75,41 @@ def raises() -> nn.Module:
 
 def no_module() -> Any:
     return {"not": "a module"}
+
+
+class _Attends(nn.Module):
+    """Images [n, 3, 16, 16] to scores [n, 5]: patches, one block of self-attention, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 64, 4, 4)
+        self.norm, self.after = nn.LayerNorm(64), nn.LayerNorm(64)
+        self.project, self.out = nn.Linear(64, 192), nn.Linear(64, 64)
+        self.wide, self.narrow = nn.Linear(64, 256), nn.Linear(256, 64)
+        self.last = nn.Linear(64, 5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden = self.patches(image).flatten(2).transpose(1, 2)
+        parts = self.project(self.norm(hidden)).reshape(-1, 16, 3, 4, 16).permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(*parts.unbind(0))
+        hidden = hidden + self.out(mixed.transpose(1, 2).reshape(-1, 16, 64))
+        hidden = hidden + self.narrow(nn.functional.gelu(self.wide(self.after(hidden))))
+        return self.last(hidden.mean(1))
+
+
+def attends() -> nn.Module:
+    torch.manual_seed(5)
+    module = _Attends()
+    for parameter in module.parameters():
+        parameter.data.mul_(1.5)
+    return module
+
+
+class _Gelu(TinyNet):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(super().forward(image))
+
+
+def with_gelu() -> nn.Module:
+    torch.manual_seed(7)
+    return _Gelu()
