@@ -213,10 +213,14 @@ def _blur(pixels: Array, sigma: float, _: np.random.Generator) -> Array:
     return gaussian(pixels, max(scaled(pixels, sigma), _SMALL_SIGMA_PX[int(sigma)]))
 
 
+_SMALL_PATH_PX = {5: 1.0, 9: 1.5, 15: 2.0, 21: 2.5, 31: 3.0}
+"""Least path on small pictures, by that on 224 pixels: less than a pixel would shake nothing."""
+
+
 def _motion(pixels: Array, path: float, random: np.random.Generator) -> Array:
-    length = max(1.0, scaled(pixels, path))
+    length = max(_SMALL_PATH_PX[int(path)], scaled(pixels, path))
     angle = random.uniform(-np.pi / 4, np.pi / 4)
-    times = np.linspace(-length / 2, length / 2, max(2, int(np.ceil(length)) + 1))
+    times = np.linspace(-length / 2, length / 2, 2 * int(np.ceil(length)) + 1)
     path_px = [(t * np.sin(angle), t * np.cos(angle)) for t in times]
     move = _shifted if length < _WHOLE_PIXELS else _moved
     return np.asarray(np.mean([move(pixels, *step) for step in path_px], axis=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from aid_edge.evaluate.statistics import samples_to_pass
@@ -87,9 +88,11 @@ def harm(found: ProfileFinding, baselines: Mapping[str, Candidate]) -> str:
     if not chosen.compressed:
         if not compressed:
             return "Do no harm: float is released as it is; nothing else was tried."
+        codes = Counter(c.outcome.code for c in compressed if c.outcome is not None)
+        how = ", ".join(f"{n} {code}" for code, n in codes.most_common())
         return (
-            f"Do no harm: float is better here. {len(compressed)} compressed "
-            f"candidate{'s' if len(compressed) > 1 else ''} gained nothing or missed a gate."
+            f"Do no harm: float is better here, ranked by {', '.join(found.rank_by)}. "
+            f"Compressed candidates: {how or 'not judged'}."
         )
     base = baselines.get(chosen.runtime)
     if base is None:
