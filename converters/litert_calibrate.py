@@ -24,6 +24,9 @@ from aid_edge.samples import Samples
 from converters import litert_flatbuffer
 
 BINS = 2048
+STEPS = 2**8 - 1
+"""Steps of an 8-bit range."""
+
 PERCENTILE = 0.9999
 """Share of values that the range holds at either end."""
 
@@ -92,11 +95,10 @@ def _narrowed(path: Path, reader: _Reader, ranges: Ranges, recipe: StaticInt8) -
                 values = interpreter.get_tensor(index)
                 counts[name] += np.histogram(values, BINS, (low, high))[0]
         progress(0.75 + 0.1 * reader.share(number), "count values")
-    choose = _percentile if recipe.method == "percentile" else _least_error
-    steps = 2**8 - 1
+    choose = percentile if recipe.method == "percentile" else least_error
     narrowed = dict(ranges)
     for name, (_, low, high) in watched.items():
-        found_low, found_high = choose(counts[name], low, high, steps)
+        found_low, found_high = choose(counts[name], low, high)
         like = np.asarray(ranges[name]["min"])
         narrowed[name] = ranges[name] | {
             "min": np.full(like.shape, found_low, np.float32),
@@ -105,9 +107,8 @@ def _narrowed(path: Path, reader: _Reader, ranges: Ranges, recipe: StaticInt8) -
     return narrowed
 
 
-def _percentile(counts: NDArray[Any], low: float, high: float, steps: int) -> tuple[float, float]:
+def percentile(counts: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     """Return the range with ``PERCENTILE`` of the values at either end, and zero."""
-    del steps
     edges = np.linspace(low, high, BINS + 1)
     shares = np.cumsum(counts) / max(int(counts.sum()), 1)
     first = int(np.searchsorted(shares, 1 - PERCENTILE))
@@ -115,7 +116,7 @@ def _percentile(counts: NDArray[Any], low: float, high: float, steps: int) -> tu
     return min(float(edges[first]), 0.0), max(float(edges[last + 1]), 0.0)
 
 
-def _least_error(counts: NDArray[Any], low: float, high: float, steps: int) -> tuple[float, float]:
+def least_error(counts: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     """Return the share of the range with the least mean squared error of rounding and clipping.
 
     Banner et al., "Post-training 4-bit quantization of convolution networks for rapid-deployment"
@@ -126,10 +127,10 @@ def _least_error(counts: NDArray[Any], low: float, high: float, steps: int) -> t
     best, chosen = np.inf, 1.0
     for share in _SHARES:
         lowest, highest = min(low * share, 0.0), max(high * share, 0.0)
-        scale = (highest - lowest) / steps
+        scale = (highest - lowest) / STEPS
         if scale <= 0:
             continue
-        rounded = np.clip(np.round((centers - lowest) / scale), 0, steps) * scale + lowest
+        rounded = np.clip(np.round((centers - lowest) / scale), 0, STEPS) * scale + lowest
         error = float(counts @ (rounded - centers) ** 2)
         if error < best:
             best, chosen = error, float(share)

@@ -8,12 +8,13 @@ of which those of TensorFlow Lite Micro are a port; the version then says so.
 from __future__ import annotations
 
 import json
+import subprocess
 import tempfile
 import weakref
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +57,10 @@ class MicroSession:
         described = litert.LiteRtSession(path, 1, exact=True, reference=True)
         self.inputs, self.outputs = described.inputs, described.outputs
         self._details = described.details
-        # Closed when the session goes; the process needs it until then.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the session
         arguments = [toolenv.script("micro"), "serve", str(path.resolve()), str(ARENA_BYTES)]
         self._process = toolenv.start(TOOL, arguments, self._log)
-        weakref.finalize(self, toolenv.end, self._process)
+        weakref.finalize(self, _close, self._process, self._log)
         try:
             told = json.loads(self._read_line())
         except ValueError as e:
@@ -106,6 +106,11 @@ class MicroSession:
         return ConversionError(
             f"{self._path.name}: TFLite Micro {toolenv.version(TOOL)} fails: {told or 'it ended'}"
         )
+
+
+def _close(process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    toolenv.end(process)
+    log.close()
 
 
 def place(path: Path, scratch: Path) -> Placement:
