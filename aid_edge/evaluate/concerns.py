@@ -25,6 +25,9 @@ MIN_CORRELATION = 0.1
 LOPSIDED = 10
 """Largest class over the smallest."""
 
+MAX_CONSTANT = 0.1
+"""Share of samples that may have one value throughout, such as silence."""
+
 _MIN_NEIGHBORS = 1000
 _MARGIN = 0.05
 
@@ -67,13 +70,16 @@ def _doubles(data: DataSet) -> list[str]:
 
 
 def _values(name: str, values: npt.NDArray[Any]) -> list[str]:
-    flat = values.reshape(len(values), -1).astype(np.float64)
-    constant = int(np.sum(np.ptp(flat, axis=1) == 0)) if flat.shape[1] > 1 else 0
+    flat = values.reshape(len(values), -1)
+    # Masks, rates and first states are constant by design.
+    if values.dtype.kind != "f" or flat.shape[1] == 1:
+        return []
+    constant = int(np.sum(np.ptp(flat, axis=1) == 0))
     if np.ptp(flat) == 0 and len(values) > 1:
         return [f"Input {name!r} has the same value, {flat[0, 0]:g}, everywhere."]
-    if constant:
+    if constant > MAX_CONSTANT * len(values):
         return [f"Input {name!r} has one value throughout in {constant} of {len(values)} samples."]
-    if values.dtype.kind == "f" and values.ndim >= 3 and _looks_random(values):
+    if values.ndim >= 3 and _looks_random(values):
         text = (
             f"Input {name!r} looks like noise: neighboring values are not alike. "
             "Ranges found on it are not those of real data."

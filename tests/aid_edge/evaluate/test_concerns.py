@@ -42,6 +42,10 @@ def test_good_data_raise_no_concern(tmp_path: Path, make_model: Make) -> None:
         ({"image": photos()[[0] * 3 + list(range(1, 40))]}, r"2 of 42 samples are copies.*3 times"),
         ({"image": np.zeros((40, 3, 8, 8), np.float32)}, "same value, 0, everywhere"),
         (
+            {"image": photos() * (np.arange(40) >= 7)[:, None, None, None].astype("f4")},
+            "one value throughout in 7 of 40",
+        ),
+        (
             {"image": np.random.default_rng(0).uniform(-0.9, 0.9, (40, 3, 8, 8)).astype("f4")},
             "looks like noise",
         ),

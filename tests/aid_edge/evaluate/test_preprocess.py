@@ -6,7 +6,14 @@ from PIL import Image
 
 from aid_edge.errors import DataError
 from aid_edge.evaluate.preprocess import image_channels, prepare
-from device_agent.contract.manifest import CenterCrop, Layout, Normalize, Resize
+from device_agent.contract.manifest import (
+    CenterCrop,
+    Channels,
+    Layout,
+    Normalize,
+    Rescale,
+    Resize,
+)
 from device_agent.contract.tensors import TensorInfo
 
 NCHW = TensorInfo("image", "FP32", (-1, 3, 8, 8))
@@ -24,6 +31,20 @@ def test_steps_are_carried_out_as_declared() -> None:
     expected = (np.asarray(photo(12, 10), np.float32)[1:9, 2:10].transpose(2, 0, 1) - 127) / 128
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+def test_channels_and_values_change_in_the_declared_order() -> None:
+    steps = [
+        Channels("BGR"),
+        Rescale(scale=1 / 255, offset=-0.1),
+        Normalize(mean=(0.1, 0.2, 0.3), std=(0.5, 1, 2)),
+        Layout("NHWC"),
+    ]
+    made = prepare(photo(8, 8), steps, NHWC)
+    pixels = np.asarray(photo(8, 8), np.float64)[..., ::-1] / 255 - 0.1
+    np.testing.assert_allclose(made, (pixels - [0.1, 0.2, 0.3]) / [0.5, 1, 2], atol=1e-6)
+    same = prepare(photo(8, 8), [Channels("RGB")], NHWC)
+    np.testing.assert_array_equal(same, np.asarray(photo(8, 8), np.float32))
 
 
 def test_resize_takes_the_shorter_side() -> None:
@@ -58,6 +79,7 @@ def test_a_turned_photo_is_set_upright() -> None:
         ([Normalize(mean=(1, 2), std=(1, 1))], "2 means"),
         ([Normalize(mean=(0,), std=(0,))], "none may be zero"),
         ([Normalize(mean=(0,), std=(1,)), Resize(size=8)], "before normalize"),
+        ([Rescale(scale=2), CenterCrop(height=4, width=4)], "before normalize"),
     ],
 )
 def test_impossible_steps_are_named(steps: list[object], words: str) -> None:
