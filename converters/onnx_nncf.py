@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from aid_edge.recipe import StaticInt8
 from converters.onnx_feeds import Feeds
-from converters.onnx_graph import TRANSFORMER
+from converters.onnx_graph import COMPUTE, TRANSFORMER, Graph
+
+_MOVES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
 
 QUIET = 40
 """Log level at which NNCF only reports errors."""
@@ -59,9 +61,42 @@ def quantize(
         ignored_scope=nncf.IgnoredScope(names=excluded) if excluded else None,
         advanced_parameters=parameters,
     )
+    carry_scales(quantized)
     if recipe.activations == "int8":
         make_signed(quantized)
     return quantized
+
+
+def carry_scales(model: onnx.ModelProto) -> None:
+    """Quantize again, by the same scale, what was only moved since it was quantized; in place.
+
+    NNCF quantizes before a Flatten; ONNX Runtime fuses the matrix product after it only where the
+    conversion stands right before it. Codes stay as they are, so nothing is lost.
+    """
+    graph = Graph(model)
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        maker = graph.makers.get(node.input[0]) if node.input else None
+        if (
+            node.op_type not in _MOVES
+            or maker is None
+            or maker.op_type != "DequantizeLinear"
+            or maker.input[0] in graph.constants
+            or not any(r.op_type in COMPUTE for r in graph.readers[node.output[0]])
+        ):
+            continue
+        moved, end = f"{node.output[0]}__moved", node.output[0]
+        rest = list(maker.input[1:])
+        node.output[0] = moved
+        nodes += [
+            helper.make_node(
+                "QuantizeLinear", [moved, *rest], [f"{end}__codes"], f"{end}__quantize"
+            ),
+            helper.make_node("DequantizeLinear", [f"{end}__codes", *rest], [end], f"{end}__back"),
+        ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def make_signed(model: onnx.ModelProto) -> None:

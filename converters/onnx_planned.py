@@ -34,6 +34,13 @@ def check_planned(path: Path, excluded: int, profile: HardwareProfile) -> tuple[
     Raises:
         ConversionError: Too much of it would be computed in float.
     """
+    signed, per_channel = _activations(path)
+    if signed and profile.arch == "x86_64":
+        raise ConversionError(
+            "it would not really be int8: x86 processors have fast kernels for unsigned "
+            f"activations only, and {signed} are signed",
+            hint="Use unsigned activations (uint8).",
+        )
     with tempfile.TemporaryDirectory() as scratch:
         found = planned(path, Path(scratch), profile)
     wanted = found.integer + found.floating - excluded
@@ -47,8 +54,10 @@ def check_planned(path: Path, excluded: int, profile: HardwareProfile) -> tuple[
         raise ConversionError(
             f"it would not really be int8: ONNX Runtime computes {found.integer} of {wanted} "
             "operators in integers and the rest in float, with conversions around them",
-            cause=_why(path, profile),
-            hint="Use another method or float; for x86, unsigned activations.",
+            cause=f"{per_channel} activations have one scale per channel, which is not fused"
+            if per_channel
+            else "",
+            hint="Use another method, or float.",
         )
     if missing > 0:
         note = f"ONNX Runtime does not fuse {missing} of {wanted} quantized operators"
@@ -72,7 +81,8 @@ def count_compute(model: onnx.ModelProto, names: list[str]) -> int:
     )
 
 
-def _why(path: Path, profile: HardwareProfile) -> str:
+def _activations(path: Path) -> tuple[int, int]:
+    """Return how many quantized activations are signed, and how many have several scales."""
     model = onnx.load(str(path))
     tensors = {t.name: t for t in model.graph.initializer}
     signed = per_channel = 0
@@ -83,8 +93,4 @@ def _why(path: Path, profile: HardwareProfile) -> str:
         point = tensors.get(node.input[2]) if len(node.input) > 2 else None
         per_channel += scale is not None and len(scale.dims) > 0 and scale.dims[0] > 1
         signed += point is not None and point.data_type == onnx.TensorProto.INT8
-    if per_channel:
-        return f"{per_channel} activations have one scale per channel, which is not fused"
-    if signed and profile.arch == "x86_64":
-        return f"{signed} activations are signed, which x86 does not fuse"
-    return ""
+    return signed, per_channel

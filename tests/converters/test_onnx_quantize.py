@@ -75,7 +75,7 @@ def test_entropy_is_not_min_max_by_another_name(
     images: dict[str, NDArray[Any]], x86: HardwareProfile, tmp_path: Path
 ) -> None:
     """ONNX Runtime's own entropy calibration gives the extremes with its defaults."""
-    images["x"][0, :, 0, 0] = 40.0
+    images["x"][0, 0, 0, 0] = 40.0
     made = onnx_nets.depthwise()
     found = {}
     for method in ("min-max", "percentile", "entropy", "mse"):
@@ -137,9 +137,8 @@ def test_signed_activations_are_refused_on_x86_and_fused_on_arm(
 ) -> None:
     recipe = replace(BASE, activations="int8")
     made = onnx_nets.depthwise()
-    with pytest.raises(ConversionError, match="not really be int8") as caught:
+    with pytest.raises(ConversionError, match=r"not really be int8.* are signed"):
         _quantize(made, recipe, images, x86, tmp_path / "x86")
-    assert "signed" in caught.value.cause
     _, out, notes = _quantize(made, recipe, images, arm, tmp_path / "arm")
     assert onnx_runtime.place(out, tmp_path).integer == 4
     assert notes == ()
