@@ -147,16 +147,9 @@ def load(path: Path) -> torch.nn.Module:
     """Return the program in the file at ``path`` as a module in evaluation mode.
 
     Raises:
-        SourceError: As :func:`load_program`, or it changes its state when it runs.
+        SourceError: As :func:`load_program`.
     """
-    program = load_program(path)
-    if changed := list(program.graph_signature.buffers_to_mutate.values()):
-        raise SourceError(
-            f"{path}: the program changes its buffers when it runs: {', '.join(changed[:5])}",
-            hint="Export it in evaluation mode: model.eval() before torch.export.export; make "
-            "a state an input and an output.",
-        )
-    return Exported(program)
+    return Exported(load_program(path))
 
 
 def declared(path: Path) -> tuple[TensorInfo, ...]:

@@ -82,7 +82,13 @@ def inspect(request: SourceRequest) -> Inspection:
     module = load(request)
     flat = Flat(module)
     examples = example_inputs(request, batch=1)
+    state = _state_digest(module)
     outputs = output_infos(flat, request, module)
+    if _state_digest(module) != state:
+        raise SourceError(
+            f"{request.spec}: changes its own weights or buffers when it runs",
+            hint="Make its state an input and an output of forward().",
+        )
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         program = torch.export.export(flat, examples)
@@ -99,7 +105,7 @@ def inspect(request: SourceRequest) -> Inspection:
         code = [p for p in (_code_path(request.spec), request.weights) if p is not None]
         # The architecture may come from packages that the file imports: so the graph is hashed too.
         graph = program.graph_module.code.encode()
-        digest = digest_of_files("torch", code, graph, _state_digest(module))
+        digest = digest_of_files("torch", code, graph, state)
     parameters = sum(p.numel() for p in module.parameters())
     return Inspection(inputs, outputs, operator_uses(program), parameters, digest)
 
