@@ -97,7 +97,7 @@ def run(
         subject = loader.load(planned)
         steps = Steps(Cache(root), tool_versions(), converters, engine or RunnerEngine())
         maker = Maker(steps, Judge(steps, subject, request.seed), this_host())
-        tried = _search(request, maker, planned, on_progress)
+        tried, journal = _search(request, maker, planned, on_progress)
         tried = _measure(tried, maker, on_progress, measure_on)
         on_progress("report", 0.0, "judging")
         tried, choices = _choose_all(tried, maker, on_progress)
@@ -115,6 +115,7 @@ def run(
             ),
         )
         result = _write(request, maker, tried, report)
+        journal.finish()
     steps.cache.trim(default_limit())
     on_progress("report", 1.0, str(result.html))
     if not any(t.made for t in tried):
@@ -154,7 +155,7 @@ def _shared_folder(root: Path, request: ConvertRequest) -> Iterator[Path | None]
 
 def _search(
     request: ConvertRequest, maker: Maker, planned: Sequence[Planned], on_progress: Progress
-) -> list[Tried]:
+) -> tuple[list[Tried], Journal]:
     jobs = request.jobs or default_jobs()
     cache = maker.steps.cache
     with open_executor(request.executor, jobs, cache.root) as executor:
@@ -167,9 +168,7 @@ def _search(
         journal = Journal(cache.root, _asked(request, maker, planned))
         distributed = not isinstance(executor, LocalExecutor)
         search = Search(maker, executor, budget, journal, on_progress, distributed=distributed)
-        tried = search.run(planned)
-        journal.finish()
-    return tried
+        return search.run(planned), journal
 
 
 def _asked(request: ConvertRequest, maker: Maker, planned: Sequence[Planned]) -> str:

@@ -50,6 +50,8 @@ def run_until(
     """
     if deadline_s is None:
         return list(run_all(work, jobs))
+    if time.monotonic() >= deadline_s:
+        return [None] * len(work)
     done = _run(work, jobs, deadline_s)
     return [None if isinstance(outcome, _Cut) else outcome for outcome in done]
 

@@ -319,7 +319,8 @@ def with_seconds(tried: Sequence[Tried]) -> list[Tried]:
         seconds, made = 0.0, []
         for m in one.made:
             steps = []
-            for identity, step in m.taken:
+            # What is looked at again in a later round is one step.
+            for identity, step in dict(m.taken).items():
                 again = identity in seen
                 seen.add(identity)
                 seconds += 0.0 if again else step.seconds

@@ -122,6 +122,11 @@ def test_a_seed_that_no_generator_takes_is_refused_before_any_work(
         (["convert", "x.onnx", "--profile", "toaster", "--out", "o", "--fidelity", "d"], "toaster"),
         (["convert", "x.onnx", "--profile", "generic-x86_64", "--out", "o"], "nothing to judge"),
         (["convert", "x", "--profile", "p", "--out", "o", "--weights", "no.pth"], "no.pth"),
+        (["convert", "x", "--profile", "p", "--out", "o", "--search", "deep"], "--search"),
+        (
+            ["convert", "x", "--profile", "generic-x86_64", "--out", "o", "--time-budget", "10"],
+            "such as 10m",
+        ),
     ],
 )
 def test_usage_errors_exit_2(
@@ -162,7 +167,10 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupt_exits_130_and_leaves_nothing_half_written(tiny: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_exits_130_and_leaves_nothing_half_written(
+    tiny: Path, number: signal.Signals
+) -> None:
     command = [sys.executable, "-m", "aid_edge.cli", *words(tiny)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=dict(os.environ)
@@ -172,10 +180,30 @@ def test_an_interrupt_exits_130_and_leaves_nothing_half_written(tiny: Path) -> N
         if "converting" in line:
             break
     time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     rest = process.communicate(timeout=60)[1]
     assert process.returncode == EXIT_INTERRUPTED
     assert "interrupted" in rest
     assert "Traceback" not in rest
     assert not (tiny / "out").exists()
     assert list((tiny / "cache").rglob(".new-*")) == []
+
+
+@pytest.mark.slow
+def test_a_killed_search_is_taken_up_again(tiny: Path) -> None:
+    command = [sys.executable, "-m", "aid_edge.cli", *words(tiny, "--json", "--jobs", "1")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "static-int8: converting" in line:
+            break
+    time.sleep(0.5)
+    process.kill()
+    process.communicate(timeout=60)
+    steps = tiny / "cache" / "aid-edge" / "steps"
+    assert len(list(steps.glob("convert/*/*/entry.json"))) == 1, "the float one was done"
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    (profile,) = json.loads(done.stdout)["profiles"]
+    assert profile["search"]["resumed"]
+    assert profile["chosen"] is not None
+    assert list(steps.rglob(".new-*")) == []
