@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from converters.coreml import CoreMlConverter
 from device_agent.contract.packed import unpack
 from device_agent.contract.profile import HardwareProfile
 
-pytest.importorskip("coremltools", reason="the extra coreml is not installed")
+# Importing it takes ten seconds and warns: only workers do.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("coremltools") is None, reason="the extra coreml is not installed"
+)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import TensorInfo
 from tests.support import executorch_steps
 
-pytest.importorskip("executorch", reason="the extra executorch is not installed")
+# Importing it takes ten seconds and warns: only workers do.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("executorch") is None, reason="the extra executorch is not installed"
+)
 
 
 @pytest.fixture(scope="module")

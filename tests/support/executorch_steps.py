@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from aid_edge.model import SourceModel
-from converters import executorch_program
 
 
 def undelegated(model: SourceModel, to: Path) -> None:
     """Write ``model`` as a program that no backend takes a part of: right, and very slow."""
+    from converters import executorch_program
+
     executorch_program.lower(executorch_program.export(model), model, to, partitioners=[])

@@ -7,13 +7,14 @@ from typing import Any
 
 from aid_edge.model import SourceModel
 from aid_edge.recipe import Float32, Recipe
-from converters import onnx_export, openvino_model
 from device_agent.contract.profile import HardwareProfile
 
 
 def smoothed(model: SourceModel, profile: HardwareProfile, images: Any, out: Path) -> None:
     """Write ``model`` as NNCF makes it by default: int8, with SmoothQuant where it attends."""
     import nncf
+
+    from converters import onnx_export, openvino_model
 
     onnx_export.export(model, profile, 20, out / "float.onnx")
     found = openvino_model.read(out / "float.onnx", model)
