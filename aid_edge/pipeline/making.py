@@ -83,7 +83,7 @@ class Maker:
         return Made(planned, candidate, result, tuple(log.taken))
 
     def look(self, made: Made, number: int) -> Made:
-        """Return a candidate judged on more data; one that cannot be has an outcome that says why."""
+        """Return a candidate judged on more data, or with an outcome that says why it was not."""
         try:
             with StepLog() as log:
                 found = self.judge.judge(made.candidate, made.result, number, _silent)

@@ -76,6 +76,9 @@ class Engine:
         times = tuple(scale * (1 + i / 1000) for i in range(runs))
         return Benchmark(times, 10, threads, 0.1, 50_000_000, 20_000_000, "1.2")
 
+    def prepare(self, *_: Any) -> Any:
+        raise NotImplementedError  # nothing is pruned here
+
     def layers(self, *_: Any) -> tuple[Any, ...]:
         return ()
 

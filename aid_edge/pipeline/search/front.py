@@ -61,7 +61,7 @@ def why_not_cheaper(
 
 
 def loss_of(candidate: Candidate) -> float:
-    """Return the loss of quality against the source: of the metric, of accuracy, or of closeness."""
+    """Return the loss of quality against the source: by metric, accuracy or closeness."""
     if candidate.metrics:
         return candidate.metrics[0].drop
     if candidate.accuracy is not None:

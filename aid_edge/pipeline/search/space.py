@@ -210,15 +210,21 @@ def _usual(
     yield whole(int8), False
     if traits.mostly_weights and "dynamic-int8" not in methods:
         yield whole(WeightOnly(8)), False
-    if traits.transformer:
-        yield whole(replace(int8, smooth_quant=True)), True
-    for method in _FALLBACKS:
-        yield whole(replace(int8, method=method)), True
-    yield whole(replace(int8, bias_correction=True)), True
+    for recipe in _fallbacks(int8, runtime, wishes):
+        yield recipe, True
+
+
+def _fallbacks(int8: StaticInt8, runtime: str, wishes: Wishes) -> Iterator[Recipe]:
+    """Yield what helps when the runtime's first int8 recipe misses in quality."""
+    variants = [replace(int8, smooth_quant=True)] if wishes.traits.transformer else []
+    variants += [replace(int8, method=method) for method in _FALLBACKS]
+    variants.append(replace(int8, bias_correction=True))
     if int8.activations == "int8" and runtime != "onnx_runtime":
-        yield whole(_wide(int8)), True
+        variants.append(_wide(int8))
+    for quantize in variants:
+        yield Recipe(quantize, wishes.seed)
     if wishes.train and wishes.recovery_minutes > 0 and runtime in wishes.prepared:
-        yield Recipe(int8, wishes.seed, None, Recover("qat", wishes.recovery_minutes)), True
+        yield Recipe(int8, wishes.seed, None, Recover("qat", wishes.recovery_minutes))
 
 
 def _further(

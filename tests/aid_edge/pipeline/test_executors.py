@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aid_edge import isolate
 from aid_edge.errors import UsageError
 from aid_edge.pipeline import executors
 from aid_edge.pipeline.cache import tool_versions
@@ -30,8 +31,9 @@ def test_without_an_address_work_is_done_here(tmp_path: Path) -> None:
 def test_what_is_not_done_in_time_is_none(tmp_path: Path) -> None:
     with open_executor(None, 1, tmp_path) as executor:
         assert executor.run([partial(int, "1")], time.monotonic() + 100) == [1]
-        late = [partial(int, "1"), partial(time.sleep, 0.2), partial(int, "2")]
-        assert executor.run(late, time.monotonic() - 1)[-1] is None
+        assert executor.run([partial(int, "1")], time.monotonic() - 1) == [None]
+        slow = partial(isolate.run, time.sleep, 600)
+        assert executor.run([slow], time.monotonic() + 1) == [None], "its process was ended"
 
 
 @pytest.mark.parametrize(
