@@ -37,10 +37,14 @@ def _convert(
     )
 
 
-def test_onnx_sources_are_refused_with_a_way_out(tiny: SourceModel, arm: HardwareProfile) -> None:
+def test_every_framework_is_taken_and_others_are_refused_with_a_way_out(
+    tiny: SourceModel, arm: HardwareProfile
+) -> None:
     facts = {f: getattr(tiny, f) for f in tiny.__dataclass_fields__}
+    for framework in ("torch", "torchscript", "keras", "onnx", "tflite"):
+        LiteRtConverter().check(SourceModel(**(facts | {"framework": framework})), arm)
     with pytest.raises(UnsupportedModelError, match="cannot be converted to litert") as caught:
-        LiteRtConverter().check(SourceModel(**(facts | {"framework": "onnx"})), arm)
+        LiteRtConverter().check(SourceModel(**(facts | {"framework": "other"})), arm)
     assert "onnx_runtime" in caught.value.hint
 
 
