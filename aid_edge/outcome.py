@@ -21,6 +21,7 @@ FLOAT_MAX_RELATIVE = 1e-3
 """A float artifact's largest difference from the source, as a share of the largest output."""
 
 _SAME_MIN_COSINE = 0.999
+_CHECKED_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def check_arrays(
             raise DataError(
                 f"{what}: {info.name} has shape {list(array.shape)}; wanted [n, {shape}]"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not _is_finite(array):
             raise DataError(f"{what}: {info.name} has values that are not finite (NaN or infinity)")
     counts = {len(array) for array in arrays.values()}
     if len(counts) != 1:
@@ -101,6 +102,12 @@ def check_arrays(
     if not count:
         raise DataError(f"{what}: is empty")
     return int(count)
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    # In parts: samples on disk may be larger than memory.
+    rows = max(1, _CHECKED_BYTES // max(array[:1].nbytes, 1))
+    return all(np.isfinite(array[i : i + rows]).all() for i in range(0, len(array), rows))
 
 
 def check_declared(
@@ -190,18 +197,22 @@ def compare(
         count = len(want)
         a = want.reshape(count, -1).astype(np.float64)
         b = got.reshape(count, -1).astype(np.float64)
-        cosine = min(cosine, float(_cosine(a, b).min()))
+        cosine = min(cosine, float(cosines(a, b).min()))
         largest = max(largest, float(np.abs(a - b).max()))
     first = model.outputs[0].name
     agreement = np.mean(_top(reference[first]) == _top(outputs[first]))
     return Closeness(count, largest, cosine, float(agreement), batches)
 
 
-def _cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+def cosines(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the cosine similarity of each row of ``a`` and ``b``, both [n, k]; shape [n].
+
+    Two rows of all zeros are the same; one of them is as far off as can be.
+    """
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     same = np.all(a == b, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = np.where(norms > 0, (a * b).sum(axis=1) / norms, 0.0)
+        found = np.where(norms > 0, np.minimum((a * b).sum(axis=1) / norms, 1.0), 0.0)
     return np.where(same, 1.0, found)
 
 
@@ -235,7 +246,7 @@ def check_same(single: Arrays, other: Arrays, where: str) -> None:
     for name, want in single.items():
         a = want.reshape(len(want), -1).astype(np.float64)
         b = other[name].reshape(len(want), -1).astype(np.float64)
-        lowest = float(_cosine(a, b).min())
+        lowest = float(cosines(a, b).min())
         # Also false for NaN.
         if not lowest >= _SAME_MIN_COSINE:
             raise ConversionError(

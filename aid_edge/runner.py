@@ -286,7 +286,7 @@ def predict(
         StepCrashedError: The process died, or ran out of memory or time.
     """
     found = isolate.run_with(
-        limits or Limits(), on_progress, predict_in_worker, artifact, runtime, dict(inputs),
+        limits or Limits(), on_progress, predict_in_worker, artifact, runtime, _to_send(inputs),
         (threads, batch),
     )  # fmt: skip
     return found.value
@@ -311,7 +311,7 @@ def source_outputs(
     """
     check_arrays(inputs, model.inputs, "inputs", batched=model.batched)
     return isolate.run_with(
-        limits or Limits(), on_progress, source_in_worker, model, dict(inputs), batch
+        limits or Limits(), on_progress, source_in_worker, model, _to_send(inputs), batch
     ).value
 
 
@@ -381,6 +381,11 @@ def _digest(path: Path) -> str:
         while block := file.read(_READ_BYTES):
             hasher.update(block)
     return f"sha256:{hasher.hexdigest()}"
+
+
+def _to_send(inputs: Arrays) -> Arrays:
+    # Samples on disk are read there; arrays would be copied through a pipe.
+    return inputs if isinstance(inputs, Samples) else dict(inputs)
 
 
 def _first(arrays: Arrays, count: int) -> dict[str, NDArray[Any]]:

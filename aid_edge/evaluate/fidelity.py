@@ -12,6 +12,7 @@ import numpy.typing as npt
 from aid_edge.errors import ConversionError
 from aid_edge.evaluate.accuracy import top1
 from aid_edge.evaluate.statistics import Interval, bootstrap, clustered_share
+from aid_edge.outcome import cosines
 
 MAX_SQNR_DB = 200.0
 """Reported where outputs are equal to the last bit: no ratio is larger in float32."""
@@ -94,16 +95,6 @@ def compare(
 
 def _flat(outputs: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     return np.concatenate([o.reshape(len(o), -1).astype(np.float64) for o in outputs], axis=1)
-
-
-def cosines(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the cosine similarity of each row of ``a`` and ``b``, both [n, k]; shape [n]."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    products = np.sum(a * b, axis=1)
-    # Two outputs of all zeros are the same; one of them is as far off as can be.
-    same = np.all(a == b, axis=1)
-    cosines = np.where(lengths > 0, products / np.maximum(lengths, 1e-300), 0.0)
-    return np.where(same, 1.0, np.minimum(cosines, 1.0))
 
 
 def _ratio_db(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

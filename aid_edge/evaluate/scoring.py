@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from aid_edge.errors import DataError, MissingDependencyError
 from aid_edge.evaluate.data.targets import PADDING
-from aid_edge.evaluate.fidelity import cosines
+from aid_edge.outcome import cosines
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
