@@ -69,9 +69,7 @@ def by_rank(
         round_to: Kept channels are a multiple.
     """
     ranked = sorted(
-        (score, number, layers[number].groups)
-        for number, row in enumerate(scores)
-        for score in row
+        (score, number, layers[number].groups) for number, row in enumerate(scores) for score in row
     )
     wanted = ratio * sum(layer.channels for layer in layers)
     kept = [layer.width for layer in layers]

@@ -29,6 +29,9 @@ MIN_HELD_OUT = 16
 DISTILLED_SHARE = 0.5
 """Of the loss when there are labels too: the original's answers say more than a label."""
 
+MAX_ANSWERS_BYTES = 256 * 2**20
+"""Of the original's answers that are kept; larger ones are computed again each epoch."""
+
 BATCH = 64
 LARGE_BATCH = 128
 _LARGE = 8192
@@ -105,7 +108,19 @@ class Feeder:
 
 @dataclass
 class Lesson:
-    """One course: whom to imitate on which samples, and the labels where there are any."""
+    """One course: whom to imitate on which samples, and the labels where there are any.
+
+    Attributes:
+        feeder: All samples.
+        teacher: The original.
+        imitation: How its answers are learned.
+        labels: How labels are learned.
+        targets: The labels, of all samples.
+        learn: Samples that are learned from.
+        held: Samples that quality is measured on.
+        answers: The original's, as far as they are known.
+        answered: For which samples they are.
+    """
 
     feeder: Feeder
     teacher: nn.Module
@@ -114,6 +129,8 @@ class Lesson:
     targets: torch.Tensor | None = None
     learn: list[int] = field(default_factory=list)
     held: list[int] = field(default_factory=list)
+    answers: list[torch.Tensor] = field(default_factory=list)
+    answered: torch.Tensor | None = None
 
     @property
     def quality(self) -> str:
@@ -123,13 +140,14 @@ class Lesson:
     @property
     def batch(self) -> int:
         """Samples of one step."""
-        return LARGE_BATCH if len(self.learn) >= _LARGE else min(BATCH, max(len(self.learn) // 4, 1))
+        return (
+            LARGE_BATCH if len(self.learn) >= _LARGE else min(BATCH, max(len(self.learn) // 4, 1))
+        )
 
     def loss(self, student: nn.Module, indices: Sequence[int]) -> torch.Tensor:
         """Return the loss of one step, with its gradients."""
         tensors = self.feeder.take(indices)
-        with torch.no_grad():
-            want = self.feeder.outputs(self.teacher, tensors)
+        want = self._wanted(indices, tensors)
         got = self.feeder.outputs(student, tensors)
         imitated = self.imitation.loss(got, want)
         if self.labels is None or self.targets is None:
@@ -154,7 +172,22 @@ class Lesson:
     def _wanted(
         self, indices: Sequence[int], tensors: tuple[torch.Tensor, ...]
     ) -> list[torch.Tensor]:
-        return self.feeder.outputs(self.teacher, tensors)
+        """Return the original's answers; it is asked once for each sample where they are small."""
+        where = torch.as_tensor(list(indices))
+        if self.answered is not None and bool(self.answered[where].all()):
+            return [known[where] for known in self.answers]
+        with torch.no_grad():
+            want = self.feeder.outputs(self.teacher, tensors)
+        if self.answered is None:
+            sample_bytes = sum(t[0].numel() * t.element_size() for t in want)
+            if sample_bytes * self.feeder.count > MAX_ANSWERS_BYTES:
+                return want
+            self.answers = [t.new_zeros((self.feeder.count, *t.shape[1:])) for t in want]
+            self.answered = torch.zeros(self.feeder.count, dtype=torch.bool)
+        for known, new in zip(self.answers, want, strict=True):
+            known[where] = new
+        self.answered[where] = True
+        return want
 
 
 def lesson_of(

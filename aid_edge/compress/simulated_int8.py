@@ -45,9 +45,7 @@ class RoundedWeight(nn.Module):  # type: ignore[misc]  # torch is untyped here
             largest = weight.detach().flatten(1).abs().amax(1).clamp_min(_TINY)
             scale = (largest / INT8_MAX).float()
             zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(
-            weight, scale, zero, 0, -INT8_MAX, INT8_MAX
-        )
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -INT8_MAX, INT8_MAX)
 
 
 class RoundedInput(nn.Module):  # type: ignore[misc]  # torch is untyped here

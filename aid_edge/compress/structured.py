@@ -175,7 +175,8 @@ def _take_out(
     """
     graph = _graph(module, feed)
     group = _group(graph, module, p, width)
-    comparable = masked is not None and _mask(graph, group, module, masked)
+    # Dimensions of heads are also read where queries meet keys, which no layer does.
+    comparable = masked is not None and p.at_output and _mask(graph, group, module, masked)
     group.prune()
     return comparable
 
@@ -223,16 +224,15 @@ def _graph(module: nn.Module, feed: Feed) -> Any:
             )  # fmt: skip
     except Exception as e:  # torch-pruning raises whatever it meets
         raise UnsupportedModelError(
-            "torch-pruning cannot follow the model", [first_line(e)],
+            "torch-pruning cannot follow the model",
+            [first_line(e)],
             hint="Leave pruning out; quantization is not concerned.",
         ) from e
     return graph
 
 
 def _floating(outputs: Any) -> list[torch.Tensor]:
-    return [
-        t for t in pytree.tree_leaves(outputs) if torch.is_tensor(t) and t.grad_fn is not None
-    ]
+    return [t for t in pytree.tree_leaves(outputs) if torch.is_tensor(t) and t.grad_fn is not None]
 
 
 def _group(graph: Any, module: nn.Module, p: Prunable, width: int) -> Any:

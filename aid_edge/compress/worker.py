@@ -122,7 +122,8 @@ def _check_batch(model: SourceModel, module: nn.Module) -> None:
         reason = f"of three samples it makes {sorted(counts)}"
     if counts != {3}:
         raise UnsupportedModelError(
-            f"{model.spec} cannot be trained: it takes one sample at a time only", [reason],
+            f"{model.spec} cannot be trained: it takes one sample at a time only",
+            [reason],
             hint="Declare a batch of one: --input NAME=1x...",
         )
 
@@ -181,9 +182,7 @@ def _recover(work: _Work, lesson: Lesson, recover: Recover) -> Outcome:
     last = max(round(recover.epochs * QAT_EPOCHS_SHARE), 1)
     first = max(recover.epochs - last, 1)
     began = time.monotonic()
-    floating = _train(
-        work, lesson, _course(work, recover, first, seconds * (1 - QAT_EPOCHS_SHARE))
-    )
+    floating = _train(work, lesson, _course(work, recover, first, seconds * (1 - QAT_EPOCHS_SHARE)))
     left = max(seconds - (time.monotonic() - began), 1.0)
     course = _course(work, recover, last, left, QAT_RATE_SHARE, floating.points[-1].epoch + 1)
     rounded = _train_rounded(work, lesson, course)

@@ -81,6 +81,15 @@ class _Shuffled(nn.Module):
         return self.last(functional.relu(self.second(mixed)).mean((2, 3)))
 
 
+class _Mixed(_Shuffled):
+    """The same, but a channel is read at another place whenever the number of them changes."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = functional.relu(self.first(image))
+        turned = found.flip(1)
+        return self.last(functional.relu(self.second(turned)).mean((2, 3)))
+
+
 class _Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +150,10 @@ def rigid_transformer() -> nn.Module:
 
 def shuffled() -> nn.Module:
     return _seeded(_Shuffled)
+
+
+def mixed() -> nn.Module:
+    return _seeded(_Mixed)
 
 
 def head_only() -> nn.Module:
