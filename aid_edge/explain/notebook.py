@@ -87,7 +87,9 @@ class Explanation:
                 f"<figcaption>{html.escape(name)}</figcaption></figure>"
             )
         return (
-            f"<div><p>{html.escape(self.summary)}</p>{''.join(blocks)}{self._table()}"
+            # An image's map says where; its many cells of one name would say nothing more.
+            f"<div><p>{html.escape(self.summary)}</p>{''.join(blocks)}"
+            f"{'' if found.modality.kind == 'image' else self._table()}"
             f"<p><small>{html.escape(found.hidden.method)}; {found.evaluations} runs of each "
             "model. Blue and positive: for the first answer; orange and negative: for the other."
             "</small></p></div>"
