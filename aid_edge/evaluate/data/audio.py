@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,9 +35,8 @@ class _Window:
 def read_audio(folder: Path, spec: str, model: SourceModel) -> Reading:
     """Return windows of the recordings in a folder: mono, -1 to 1, the input's length each.
 
-    Windows follow each other without overlap; those of one file are one group. Files of another
-    rate than the model's are resampled. The model's rate is what the card declares
-    (``sample_rate``), else the rate of the files, which must then agree.
+    Windows follow each other without overlap; those of one file are one group. The rate of all
+    files must be the same: the one that the model was trained on, which no model says.
 
     Raises:
         DataError: The model does not take waveforms, or a file cannot be read; names the file.
@@ -47,24 +45,23 @@ def read_audio(folder: Path, spec: str, model: SourceModel) -> Reading:
     tensor, length = _waveform_input(spec, model)
     files = find_files(folder, AUDIO_SUFFIXES)
     labels = folder_labels(spec, folder, files, model)
-    declared = getattr(model.card, "sample_rate", 0) or 0
-    first_rate = declared or _rate(files[0])
+    first_rate = 0
     windows = []
     for index, file in enumerate(files):
         samples, rate = _read(file)
-        if not declared and rate != first_rate:
+        first_rate = first_rate or rate
+        if rate != first_rate:
             raise DataError(
                 f"{file}: has {rate} samples a second; {files[0].name} has {first_rate}",
-                hint="Declare the model's rate in the model card: sample_rate = 16000.",
+                hint="Bring all recordings to the rate that the model was trained on.",
             )
-        count = math.ceil(len(samples) * first_rate / rate)
-        whole, rest = divmod(count, length)
+        whole, rest = divmod(len(samples), length)
         number = max(whole + (rest >= MIN_LAST_SHARE * length), 1)
         windows += [_Window(index, i) for i in range(number)]
 
     def batches(chosen: Sequence[int]) -> Batches:
         picked = [windows[i] for i in chosen]
-        cut = _cut(files, picked, first_rate, length)
+        cut = _cut(files, picked, length)
         size = per_batch(4 * length)
         for start in range(0, len(picked), size):
             values = [next(cut) for _ in picked[start : start + size]]
@@ -104,19 +101,15 @@ def _waveform_input(spec: str, model: SourceModel) -> tuple[TensorInfo, int]:
 
 
 def _cut(
-    files: Sequence[Path], windows: Sequence[_Window], rate: int, length: int
+    files: Sequence[Path], windows: Sequence[_Window], length: int
 ) -> Iterator[npt.NDArray[np.float32]]:
     opened, samples = -1, np.zeros(0, np.float32)
     for window in windows:
         if window.file != opened:
             opened = window.file
-            samples = _resampled(*_read(files[opened]), rate)
+            samples = _read(files[opened])[0]
         part = samples[window.number * length : (window.number + 1) * length]
         yield np.pad(part, (0, length - len(part)))
-
-
-def _rate(file: Path) -> int:
-    return _read(file)[1]
 
 
 def _read(file: Path) -> tuple[npt.NDArray[np.float32], int]:
@@ -154,12 +147,3 @@ def _read(file: Path) -> tuple[npt.NDArray[np.float32], int]:
     if not np.isfinite(mono).all():
         raise DataError(f"{file}: holds NaN or infinity")
     return mono, int(rate)
-
-
-def _resampled(samples: npt.NDArray[np.float32], rate: int, wanted: int) -> npt.NDArray[np.float32]:
-    if rate == wanted:
-        return samples
-    from scipy.signal import resample_poly  # noqa: PLC0415 -- was imported to read the file
-
-    common = math.gcd(rate, wanted)
-    return np.asarray(resample_poly(samples, wanted // common, rate // common), np.float32)
