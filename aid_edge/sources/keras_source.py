@@ -23,7 +23,10 @@ from aid_edge.sources.inspection import (
     check_file,
     digest_of_files,
 )
+from aid_edge.sources.recognition import is_saved_model
 from device_agent.contract.tensors import TensorInfo
+
+_SIGNATURE = "serving_default"
 
 
 def load(request: SourceRequest) -> Any:
@@ -33,6 +36,8 @@ def load(request: SourceRequest) -> Any:
         SourceError: Not a whole Keras model, only weights, or it holds code.
     """
     path = Path(request.spec)
+    if is_saved_model(request.spec):
+        return _load_saved_model(path)
     check_file(path, "Keras model")
     if path.suffix.lower() == ".keras" and not zipfile.is_zipfile(path):
         # Keras says that there is no such file.
@@ -65,7 +70,7 @@ def inspect(request: SourceRequest) -> Inspection:
     backend = keras.backend.backend()
     # What is made of the model depends on the backend, so outcomes of one never pass for the other.
     other = (backend.encode(),) if backend != "torch" else ()
-    digest = digest_of_files("keras", [Path(request.spec)], *other)
+    digest = digest_of_files("keras", _files(Path(request.spec)), *other)
     outputs = _infos(model.outputs, request.spec)
     if request.output_names:
         if len(request.output_names) != len(outputs):
@@ -108,6 +113,41 @@ def run(
         except Exception as e:  # layers raise whatever their backend raises
             raise SourceError(f"{request.spec}: the model fails: {first_line(e)}") from e
         yield [keras.ops.convert_to_numpy(t) for t in keras.tree.flatten(outputs)]
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files that make the model: one, or all of a SavedModel folder."""
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _load_saved_model(path: Path) -> Any:
+    """Return the serving signature of a SavedModel as a Keras model for inference."""
+    import tensorflow as tf  # noqa: PLC0415 -- only there with its extra
+
+    for file in _files(path):
+        if file.stat().st_size:
+            check_file(file, "file of the SavedModel")
+    try:
+        signatures = tf.saved_model.load(str(path)).signatures
+    except Exception as e:  # TensorFlow raises whatever its parser meets
+        raise SourceError(f"{path}: is not a whole SavedModel: {first_line(e)}") from e
+    name = _SIGNATURE if _SIGNATURE in signatures else next(iter(signatures), "")
+    if not name or (len(signatures) > 1 and name != _SIGNATURE):
+        raise SourceError(
+            f"{path}: has no signature {_SIGNATURE!r}; it has {', '.join(signatures) or 'none'}",
+            hint="Save it with model.export(path), or give tf.saved_model.save its signatures.",
+        )
+    specs = signatures[name].structured_input_signature[1]
+    if not specs:
+        raise SourceError(f"{path}: its signature {name!r} takes no inputs")
+    layer = keras.layers.TFSMLayer(str(path), call_endpoint=name)
+    inputs = {
+        key: keras.Input(batch_shape=tuple(spec.shape), dtype=spec.dtype.name, name=key)
+        for key, spec in specs.items()
+    }
+    # The layer calls a signature with one input by position, else by name.
+    given = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return keras.Model(list(inputs.values()), layer(given))
 
 
 def _layers(model: Any) -> Iterator[Any]:

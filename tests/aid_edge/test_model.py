@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from aid_edge.errors import SourceError
-from aid_edge.model import find_card, read_card
-from device_agent.contract.manifest import CenterCrop, Normalize, Resize, Softmax
+from aid_edge.model import find_card, read_card, read_preprocess
+from device_agent.contract.manifest import (
+    CenterCrop,
+    Channels,
+    Normalize,
+    Rescale,
+    Resize,
+    Softmax,
+)
 
 GOOD = """\
 schema = 1
@@ -93,3 +100,32 @@ def test_cards_are_found_beside_the_weights_first(tmp_path: Path) -> None:
     assert find_card(weights, code) == tmp_path / "code" / "model.toml"
     (tmp_path / "weights" / "model.toml").write_text(GOOD)
     assert find_card(weights, code) == tmp_path / "weights" / "model.toml"
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "/etc/hostname", "link.txt"])
+def test_labels_stay_in_the_cards_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret.txt").write_text("key\n")
+    folder = tmp_path / "card"
+    folder.mkdir()
+    (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(SourceError, match="labels: .* lies outside the folder of the card"):
+        read_card(_card(folder, GOOD.replace("labels.txt", name)))
+
+
+def test_preprocessing_without_a_card(tmp_path: Path) -> None:
+    path = tmp_path / "steps.toml"
+    path.write_text(
+        '[[preprocess]]\ntype = "channels"\norder = "BGR"\n'
+        '[[preprocess]]\ntype = "rescale"\nscale = 0.5\n'
+    )
+    assert read_preprocess(path) == (Channels("BGR"), Rescale(0.5, 0.0))
+    assert len(read_preprocess(_card(tmp_path, GOOD))) == 3
+    for text, message in (
+        ("", "has no .*preprocess.* table"),
+        ("[[preprocess]]\ntype = 'twist'\n", "preprocess.*Invalid value 'twist'"),
+        ("[[preproces]]\ntype = 'resize'\n", "unknown field `preproces`"),
+        ("schema = ", "is not TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(SourceError, match=message):
+            read_preprocess(path)

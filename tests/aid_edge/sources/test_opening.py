@@ -205,7 +205,7 @@ def test_sizes_of_an_onnx_model_can_be_fixed(tmp_path: Path) -> None:
     model = open_source(path, inputs=[TensorInfo("x", "FP32", (3, 4))])
     assert model.inputs[0].shape == (3, 4)
     assert model.outputs[0].shape == (3, 2)
-    with pytest.raises(SourceError, match="has a fixed size 4, declared 5"):
+    with pytest.raises(SourceError, match="cannot take the declared sizes"):
         open_source(path, inputs=[TensorInfo("x", "FP32", (3, 5))])
     with pytest.raises(SourceError, match="has no input 'z'"):
         open_source(path, inputs=[TensorInfo("z", "FP32", (3, 4))])
@@ -222,6 +222,26 @@ def test_broken_onnx_files(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(SourceError, match=message):
             open_source(str(path))
+
+
+# --- SavedModel ------------------------------------------------------------------------------
+
+
+def test_a_saved_model_without_tensorflow_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = opening.importlib.util.find_spec
+    folder = tmp_path / "saved"
+    folder.mkdir()
+    with pytest.raises(SourceError, match="is a folder without saved_model.pb"):
+        open_source(str(folder))
+    (folder / "saved_model.pb").write_bytes(b"graph")
+    monkeypatch.setattr(
+        opening.importlib.util, "find_spec", lambda n: None if n == "tensorflow" else real(n)
+    )
+    with pytest.raises(MissingDependencyError, match="needs tensorflow") as caught:
+        open_source(str(folder))
+    assert caught.value.hint == "pip install 'aid-edge[tensorflow]'"
 
 
 # --- the door --------------------------------------------------------------------------------
