@@ -21,6 +21,8 @@ from device_agent.contract.packed import OPENVINO_MEMBERS, pack
 
 _UNSUPPORTED = re.compile(r"(?:No conversion rule found for operations|unsupported).*?:\s*(.+)")
 
+_MADE_UP = re.compile(r"([A-Z][A-Za-z0-9]*)_\d+(?=$|[/_])")
+
 
 def read(path: Path, source: SourceModel) -> Any:
     """Return the ONNX file at ``path`` as an OpenVINO model with the names of ``source``.
@@ -44,7 +46,25 @@ def read(path: Path, source: SourceModel) -> Any:
     for ports, infos in ((model.inputs, source.inputs), (model.outputs, source.outputs)):
         for port, info in zip(ports, infos, strict=True):
             port.get_tensor().set_names({info.name})
+    name_operators(model)
     return model
+
+
+def name_operators(model: Any) -> None:
+    """Give operators without a name of their own one that is the same every time, in place.
+
+    OpenVINO makes names up from a counter that its threads share.
+    """
+    operators = model.get_ordered_ops()
+    taken = {operator.get_friendly_name() for operator in operators}
+    for number, operator in enumerate(operators):
+        name = operator.get_friendly_name()
+        if made_up := _MADE_UP.match(name):
+            new = f"{made_up[1]}.{number}{name[made_up.end() :]}"
+            while new in taken:
+                new += "x"
+            taken.add(new)
+            operator.set_friendly_name(new)
 
 
 def write(model: Any, recipe: Recipe, to: Path) -> None:
@@ -53,6 +73,7 @@ def write(model: Any, recipe: Recipe, to: Path) -> None:
     with tempfile.TemporaryDirectory(dir=to.parent) as scratch:
         xml = Path(scratch, "model.xml")
         half = isinstance(recipe.quantize, Float16)
+        name_operators(model)
         openvino.save_model(model, str(xml), compress_to_fp16=half)
         tree = ET.parse(xml)  # noqa: S314 -- OpenVINO has just written it
         root = tree.getroot()
