@@ -108,7 +108,7 @@ def test_labels_stay_in_the_cards_folder(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "card"
     folder.mkdir()
     (folder / "link.txt").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(SourceError, match="labels: .* lies outside the folder of the card"):
+    with pytest.raises(SourceError, match=r"labels: .* lies outside the folder of the card"):
         read_card(_card(folder, GOOD.replace("labels.txt", name)))
 
 

@@ -74,7 +74,7 @@ def ocr_like(path: Path, *, opset: int = 11) -> Path:
 
 
 def stateful(path: Path) -> Path:
-    """An LSTM with its state outside: x [1, 1, 6], state [2, 1, 5] to y [1, 1, 5], next [2, 1, 5]."""
+    """An LSTM whose state is outside: x [1, 1, 6], state [2, 1, 5] to y, next [2, 1, 5]."""
     draw = np.random.default_rng(2)
     weights = {
         name: (draw.standard_normal(shape) * 0.5).astype(np.float32)

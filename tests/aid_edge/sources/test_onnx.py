@@ -142,7 +142,7 @@ def test_opsets_that_are_too_old_or_too_new(tmp_path: Path) -> None:
 
 def test_operators_of_a_foreign_domain_are_named(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mine", ["x"], ["y"], domain="acme.ops")]
-    with pytest.raises(SourceError, match="foreign domain.*acme.ops:Mine"):
+    with pytest.raises(SourceError, match=r"foreign domain.*acme.ops:Mine"):
         onnx_source.load(request(relu(tmp_path / "m.onnx", nodes=nodes, domains=["acme.ops"])))
 
 

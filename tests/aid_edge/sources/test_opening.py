@@ -233,7 +233,7 @@ def test_a_saved_model_without_tensorflow_names_the_extra(
     real = opening.importlib.util.find_spec
     folder = tmp_path / "saved"
     folder.mkdir()
-    with pytest.raises(SourceError, match="is a folder without saved_model.pb"):
+    with pytest.raises(SourceError, match=r"is a folder without saved_model.pb"):
         open_source(str(folder))
     (folder / "saved_model.pb").write_bytes(b"graph")
     monkeypatch.setattr(
