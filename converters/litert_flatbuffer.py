@@ -72,6 +72,8 @@ def finish(path: Path, model: SourceModel, profile: HardwareProfile) -> None:
         # Names of inner tensors hold module paths; only those of inputs and outputs mean anything.
         for number, tensor in enumerate(graph.tensors):
             tensor.name = prefix + b"t%d" % number
+            # What may vary at the source is fixed in the artifact.
+            tensor.shapeSignature = None
     graph = found.subgraphs[0]
     for infos, indices, side in (
         (model.inputs, graph.inputs, "inputs"),
