@@ -182,7 +182,8 @@ def _executed(
     check_declared(request.model, facts.input_infos, facts.output_infos)
     check_placed(facts.placement, request.runtime)
     closeness = compare(reference, facts.outputs, request.model, facts.batches)
-    if isinstance(request.recipe.quantize, Float32):
+    # A file that is int8 already is only passed through; kernels round its steps differently.
+    if isinstance(request.recipe.quantize, Float32) and not request.model.quantized:
         check_close(closeness, reference, request.runtime)
     return _result(
         request, artifact, runtime_version=facts.version, inputs=facts.input_infos,
