@@ -26,7 +26,7 @@ from aid_edge.pipeline.measure import (
 )
 from aid_edge.pipeline.quality import metric_findings
 from aid_edge.pipeline.search.halving import rounds, shuffled
-from aid_edge.pipeline.steps import Inputs, Steps
+from aid_edge.pipeline.steps import Inputs, StepLog, Steps
 from aid_edge.runner import ConversionResult
 
 Array = npt.NDArray[Any]
@@ -114,7 +114,8 @@ class Judge:
     def source(self, data: DataSet) -> list[Array]:
         """Return the source's answers on ``data``, one array [n, ...] per output."""
         if data.digest not in self._source:
-            found = self.steps.source_outputs(self.subject.model, data, _silent)
+            with StepLog():  # done before any candidate; a worker elsewhere only reads it
+                found = self.steps.source_outputs(self.subject.model, data, _silent)
             self._source[data.digest] = in_order(self.subject.model.outputs, found)
         return self._source[data.digest]
 
