@@ -76,7 +76,7 @@ class Tool:
     @property
     def version(self) -> str:
         """The pinned version of the tool itself."""
-        return dict(_PINNED.findall(self.pins))[self.distribution]
+        return str(dict(_PINNED.findall(self.pins))[self.distribution])
 
     @property
     def key(self) -> str:

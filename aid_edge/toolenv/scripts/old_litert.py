@@ -7,6 +7,7 @@ model's inputs in its order and in its element types; the outputs come back like
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 from tflite_runtime.interpreter import Interpreter
@@ -27,7 +28,8 @@ def main() -> None:
         interpreter.invoke()
         for detail, answers in zip(outputs, found, strict=True):
             answers.append(interpreter.get_tensor(detail["index"]))
-    np.savez(out, **{str(n): np.concatenate(answers) for n, answers in enumerate(found)})
+    named: dict[str, Any] = {str(n): np.concatenate(answers) for n, answers in enumerate(found)}
+    np.savez(out, **named)
 
 
 if __name__ == "__main__":
