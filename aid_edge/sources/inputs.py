@@ -79,12 +79,12 @@ def merged(card: Sequence[CardInput], said: Sequence[CardInput]) -> tuple[CardIn
 
 
 def matched(
-    declared: Sequence[CardInput], found: Sequence[TensorInfo], spec: str
+    declared: Sequence[CardInput], found: Sequence[TensorInfo], spec: str, *, renames: bool = True
 ) -> list[tuple[CardInput | None, TensorInfo]]:
     """Return for each input of a file what was declared about it, or None.
 
-    Declarations are matched by name; where the names are others but as many, by position: then
-    they rename.
+    Declarations are matched by name; where the names are others but as many, and ``renames`` is
+    set, by position: then they rename.
 
     Raises:
         SourceError: A name is unknown, or a rank or element type is another one.
@@ -94,7 +94,7 @@ def matched(
     if not unknown:
         by_name = {i.name: i for i in declared}
         pairs = [(by_name.get(i.name), i) for i in found]
-    elif len(declared) == len(found):
+    elif renames and len(declared) == len(found):
         pairs = list(zip(declared, found, strict=True))
     else:
         raise SourceError(

@@ -118,13 +118,12 @@ def _with_shapes(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelPr
         return model
     inputs = graph_inputs(model)
     found = [_info(i, Path(request.spec)) for i in inputs]
-    names, changed = {}, False
+    changed = False
     for value, (wanted, _) in zip(
-        inputs, matched(request.inputs, found, request.spec), strict=True
+        inputs, matched(request.inputs, found, request.spec, renames=False), strict=True
     ):
         if wanted is None:
             continue
-        names[value.name] = wanted.name
         dims = value.type.tensor_type.shape.dim
         for axis, (dim, size) in enumerate(zip(dims, wanted.shape, strict=True)):
             if (dim.dim_value if dim.dim_value > 0 else -1) == size:
@@ -135,7 +134,6 @@ def _with_shapes(model: onnx.ModelProto, request: SourceRequest) -> onnx.ModelPr
                 dim.dim_param = "batch" if axis == 0 else f"{wanted.name}_{axis}"
             else:
                 dim.dim_value = size
-    _rename(model, {old: new for old, new in names.items() if old != new})
     return _with_new_outputs(model, request) if changed else model
 
 
@@ -153,16 +151,6 @@ def _with_new_outputs(model: onnx.ModelProto, request: SourceRequest) -> onnx.Mo
             f"{request.spec}: cannot take the declared sizes ({shapes}): {first_line(e)}",
             hint="Inside, it computes with other sizes; export it again with those you want.",
         ) from e
-
-
-def _rename(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
-    if not names:
-        return
-    for graph in onnx_graph.graphs(model.graph):
-        for value in (*graph.input, *graph.value_info):
-            value.name = names.get(value.name, value.name)
-        for node in graph.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -226,7 +214,7 @@ def _notes(opset: int, request: SourceRequest, path: Path) -> tuple[str, ...]:
     inputs = graph_inputs(model)
     found = [_info(i, path) for i in inputs]
     if request.inputs:
-        for wanted, actual in matched(request.inputs, found, request.spec):
+        for wanted, actual in matched(request.inputs, found, request.spec, renames=False):
             pairs = zip(wanted.shape, actual.shape, strict=True) if wanted is not None else ()
             if any(size not in {-1, said} for said, size in pairs):
                 shape = list(wanted.shape) if wanted is not None else []
