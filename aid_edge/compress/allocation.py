@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class Layer:
         return self.channels // self.groups
 
     def step(self, round_to: int) -> int:
-        """Return of what the kept width is a multiple, so that kept channels are of ``round_to``."""
+        """Return of what a kept width is a multiple, so that its channels are of ``round_to``."""
         return round_to // math.gcd(round_to, self.groups)
 
 
@@ -125,7 +126,7 @@ def _curve(damages: Sequence[float]) -> Callable[[float], float]:
         points.append((ratio, max(damage, points[-1][1] + 1e-9)))
 
     def inverse(threshold: float) -> float:
-        for (r0, d0), (r1, d1) in zip(points, points[1:], strict=False):
+        for (r0, d0), (r1, d1) in itertools.pairwise(points):
             if threshold <= d1:
                 return r0 + (r1 - r0) * (threshold - d0) / (d1 - d0)
         (r0, d0), (r1, d1) = points[-2:]

@@ -45,7 +45,7 @@ def kinds_of(model: SourceModel, outputs: Outputs) -> tuple[Kind, ...]:
 def _kind(output: torch.Tensor, classifies: bool) -> Kind:
     if not output.is_floating_point():
         return "other"
-    if output.dim() < 2 or output.shape[-1] < 2:  # noqa: PLR2004
+    if output.dim() < 2 or output.shape[-1] < 2:
         return "values"
     sums = output.sum(-1)
     if float(output.min()) >= -_SUM_TOLERANCE and bool(((sums - 1).abs() < _SUM_TOLERANCE).all()):
@@ -179,7 +179,7 @@ class Labels:
             return cls("values", kind, variance)
         if targets.dim() == 1:
             classes = 2 if width == 1 else width  # one score: yes or no
-            if output.dim() != 2 and width != 1:  # noqa: PLR2004
+            if output.dim() != 2 and width != 1:
                 raise DataError(f"one class per sample does not fit an output of shape {shape}")
             low, high = int(targets.min()), int(targets.max())
             if low < 0 or high >= classes:

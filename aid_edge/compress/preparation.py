@@ -102,7 +102,10 @@ def _check(request: PrepareRequest) -> None:
     _check_installed()
     require(model.framework, model.spec)
     calibration, train = request.calibration, request.train
-    for name, data in (("calibration", calibration), ("training", train and train.inputs)):
+    for name, data in (
+        ("calibration", calibration),
+        ("training", None if train is None else train.inputs),
+    ):
         if data is not None:
             _check_inputs(model, data, name)
     scope = recipe.prune.scope if isinstance(recipe.prune, Structured) else ""

@@ -91,8 +91,7 @@ class Simulation:
         if not self._layers:
             raise UnsupportedModelError(
                 "quantization-aware training cannot simulate this model",
-                ["it has no convolution or linear layer of PyTorch's; an exported graph (.pt2) "
-                 "has operators only"],
+                ["it has no layer of PyTorch's; an exported graph (.pt2) has operators only"],
                 hint="Give the model's code (module:factory) or ONNX.",
             )  # fmt: skip
         for layer in self._layers:

@@ -95,8 +95,7 @@ def prune(
         smallest = min(layer.channels for layer in layers)
         raise UnsupportedModelError(
             f"pruning by {how.ratio:g} leaves every layer whole",
-            [f"kept channels are a multiple of {how.round_to}; the narrowest of {len(layers)} "
-             f"layers has {smallest}"],
+            [f"kept channels are a multiple of {how.round_to}; the narrowest layer has {smallest}"],
             hint="Prune more, or by a smaller multiple.",
         )  # fmt: skip
     _apply(module, feed, list(zip(found.prunable, widths, strict=True)))
@@ -116,7 +115,7 @@ def find(module: nn.Module, feed: Feed) -> Found:
     importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     for group in list(graph.get_all_groups(root_module_types=_ROOTS)):
         root = group[0].dep.target.module
-        at_output, groups = True, _groups_of(graph, group, heads)
+        at_output, joined, groups = True, None, _groups_of(graph, group, heads)
         if any(item.dep.target.module in heads and _is_output(graph, item) for item in group):
             # Indices of a fused projection of queries, keys and values only make sense from
             # where heads are joined again.
@@ -124,11 +123,10 @@ def find(module: nn.Module, feed: Feed) -> Found:
             if joined is None:
                 found.refused[names[root]] = "attention whose heads are not joined by a layer"
                 continue
-            group, at_output = joined, False
-            root = group[0].dep.target.module
+            root, at_output = joined[0].dep.target.module, False
         channels = graph.get_out_channels(root) if at_output else graph.get_in_channels(root)
-        raw = importance(group)
-        if channels % groups or raw is None or channels // groups < 2:  # noqa: PLR2004
+        raw = importance(group if at_output else joined)
+        if channels % groups or raw is None or channels // groups < 2:
             continue
         layer = Layer(names[root], int(channels), groups)
         scores = raw.detach().view(groups, -1).mean(0).tolist()
@@ -148,7 +146,7 @@ def _tried(module: nn.Module, feed: Feed, candidate: Prunable) -> str:
     try:
         comparable = _take_out(pruned, feed, candidate, candidate.layer.width - 1, masked)
         got = _run(pruned, feed)
-    except Exception as e:  # the user's forward() and torch-pruning may raise anything
+    except Exception as e:  # noqa: BLE001 -- forward() and torch-pruning may raise anything
         return f"without a channel the net fails: {first_line(e)}"
     if [t.shape for t in got] != [t.shape for t in want]:
         return "it makes the outputs"
@@ -304,7 +302,7 @@ def _heads(module: nn.Module) -> dict[nn.Module, int]:
         if not count or not linear:
             continue
         # q, k, v, or qkv; what joins the heads comes last.
-        projections = linear if len(linear) == 3 else linear[:-1]  # noqa: PLR2004
+        projections = linear if len(linear) == 3 else linear[:-1]
         found |= {c: count for c in projections if c.out_features % count == 0}
     return found
 

@@ -59,4 +59,4 @@ def share_of_zeros(module: nn.Module, masks: Masks) -> float:
     """Return the share of masked weights that are zero."""
     parameters = dict(module.named_parameters())
     zeros = sum(int((parameters[name] == 0).sum()) for name in masks)
-    return zeros / sum(m.numel() for m in masks.values())
+    return zeros / max(sum(int(m.numel()) for m in masks.values()), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -184,7 +184,10 @@ def _recover(work: _Work, lesson: Lesson, recover: Recover) -> Outcome:
     began = time.monotonic()
     floating = _train(work, lesson, _course(work, recover, first, seconds * (1 - QAT_EPOCHS_SHARE)))
     left = max(seconds - (time.monotonic() - began), 1.0)
-    course = _course(work, recover, last, left, QAT_RATE_SHARE, floating.points[-1].epoch + 1)
+    course = replace(
+        _course(work, recover, last, left, QAT_RATE_SHARE),
+        first_epoch=floating.points[-1].epoch + 1,
+    )
     rounded = _train_rounded(work, lesson, course)
     rounded.notes = [*floating.notes, *rounded.notes]
     rounded.points = [*floating.points, *rounded.points]
@@ -192,9 +195,9 @@ def _recover(work: _Work, lesson: Lesson, recover: Recover) -> Outcome:
 
 
 def _course(
-    work: _Work, recover: Recover, epochs: int, seconds: float, rate: float = 1.0, first: int = 0
+    work: _Work, recover: Recover, epochs: int, seconds: float, rate: float = 1.0
 ) -> Course:
-    return Course(epochs, seconds, recover.learning_rate * rate, work.job.recipe.seed, first)
+    return Course(epochs, seconds, recover.learning_rate * rate, work.job.recipe.seed)
 
 
 def _train(work: _Work, lesson: Lesson, course: Course) -> Outcome:

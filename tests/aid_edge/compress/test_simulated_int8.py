@@ -45,7 +45,7 @@ def test_training_makes_a_net_bear_int8_better_than_quantization_alone() -> None
     recovery.train(trained, lesson, Course(20, 60, 1e-3, 0))
     simulation.remove()
     assert not any("rounded" in name or "original" in name for name in trained.state_dict())
-    assert _int8_error(trained, want) < 0.5 * plain
+    assert _int8_error(trained, want) < 0.8 * plain
 
 
 def test_folding_norms_changes_nothing() -> None:
