@@ -13,7 +13,7 @@ from aid_edge.pipeline.findings import (
     ProfileFinding,
     Report,
 )
-from aid_edge.pipeline.text import milliseconds, percent, points, ratio, size
+from aid_edge.pipeline.text import percent, points, ratio, size
 
 MAX_STEPS = 5
 NOTABLE_GAP = 0.02
@@ -202,14 +202,3 @@ def worst_condition(candidate: Candidate) -> ConditionFinding | None:
         and (c.drop_low is None or c.drop_low > 0)
     ]
     return max(sure, key=lambda c: c.source - c.candidate, default=None)
-
-
-def device_line(candidate: Candidate) -> str:
-    """Return what was measured on a real device in a few words; empty when nothing was."""
-    found = {m.what: m for m in candidate.measurements if m.where == "device"}
-    parts = []
-    if (m := found.get("latency_p95")) is not None:
-        parts.append(f"p95 {milliseconds(m.value)} (n = {m.n})")
-    if (m := found.get("arena_bytes") or found.get("peak_rss")) is not None:
-        parts.append(f"peak memory {size(m.value)}")
-    return ", ".join(parts)
