@@ -34,8 +34,19 @@ def test_people_read_facts(model: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "input       x  FP32  any x 4" in out
     assert re.search(r"Relu +1 +2", out)
     assert re.search(r"onnx_runtime +yes", out)
-    assert re.search(r"litert +no\n +- onnx models are not read", out)
-    assert "hint:" in out
+
+
+def test_sizes_can_be_said_and_refusals_have_reasons(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(model), "--input", "x=?x?", "--profile", "raspberry-pi-4"]) == 0
+    out = capsys.readouterr().out
+    assert "input       x  FP32  any x any" in out
+    assert "note        input x taken as [-1, -1]; the file fixes [-1, 4]" in out
+    assert re.search(r"onnx_runtime +no\n +- input x \[-1, -1\] varies in axis 1", out)
+    assert "--input NAME=SHAPE" in out
+    assert run(["inspect", str(model), "--input", "x=big"]) == 2
+    assert "'big' is no size" in capsys.readouterr().err
 
 
 def test_programs_read_json(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,7 +57,9 @@ def test_programs_read_json(model: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert found["model"]["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
     assert found["model"]["operators"][0]["first"] == "squash"
     answers = {r["runtime"]: r["accepted"] for r in found["profiles"][0]["runtimes"]}
-    assert answers == {"onnx_runtime": True, "litert": False}
+    assert answers["onnx_runtime"]
+    assert found["model"]["batched"]
+    assert found["model"]["notes"] == []
 
 
 def test_errors_have_exit_codes(
