@@ -98,5 +98,6 @@ def test_a_real_cluster_of_two_workers_makes_the_same(tmp_path: Path, kind: str)
     assert cluster["chosen"] == local["chosen"] is not None
     assert cluster["error"] == local["error"] == ["dask", "convert"]
     assert local["made_in"] == 1
-    assert cluster["made_in"] == 2, "both workers took part"
+    # Ray begins each wave of work with new processes.
+    assert cluster["made_in"] >= 2, "both workers took part"
     assert cluster["timed_in"] == 1
