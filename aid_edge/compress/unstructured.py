@@ -53,10 +53,3 @@ def apply(module: nn.Module, masks: Masks) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].mul_(mask)
-
-
-def share_of_zeros(module: nn.Module, masks: Masks) -> float:
-    """Return the share of masked weights that are zero."""
-    parameters = dict(module.named_parameters())
-    zeros = sum(int((parameters[name] == 0).sum()) for name in masks)
-    return zeros / max(sum(int(m.numel()) for m in masks.values()), 1)

@@ -187,6 +187,8 @@ def test_what_cannot_be_prepared_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You are using the legacy:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning")
 def test_an_onnx_source_is_brought_over_in_a_worker_process(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     torch.onnx.export(
