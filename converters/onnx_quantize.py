@@ -34,6 +34,7 @@ from converters.onnx_graph import (
     inferred,
     prepare,
     resolved,
+    set_constant,
 )
 from converters.onnx_planned import check_planned, count_compute
 from converters.onnx_ranges import Range
@@ -45,6 +46,8 @@ from device_agent.contract.profile import HardwareProfile
 
 STARVED_SHARE = 1 / 32
 """An input of Concat with less of the shared range than this has fewer than 8 of 256 codes."""
+
+_LOWEST = "__lowest_float"
 
 MIN_RANGE = 1e-6
 """Width of the range of a constant activation: a scale of zero divides by zero."""
@@ -98,9 +101,35 @@ def quantize(
     kept = count_compute(work.model, work.excluded)
     progress(0.95, "strip")
     shrink_tables(result)
+    keep_weights_float(result)
     strip(result)
     onnx.save(result, str(to))
     return (*work.notes, *check_planned(to, kept, profile))
+
+
+def keep_weights_float(model: onnx.ModelProto) -> int:
+    """Shield layers with float weights from ONNX Runtime, in place; return how many.
+
+    Between a DequantizeLinear and a QuantizeLinear it quantizes float weights by itself, per
+    tensor (its pass WeightBiasQuantization), so that what was to stay float would not. A Max with
+    the smallest float in between changes nothing and is in no pattern of its optimizers.
+    """
+    graph = Graph(model)
+    nodes, shielded = [], 0
+    for node in model.graph.node:
+        maker = graph.makers.get(node.input[0]) if node.input else None
+        if graph.has_weights(node) and maker is not None and maker.op_type == "DequantizeLinear":
+            name = f"{node.name}__float"
+            inputs = [node.input[0], _LOWEST]
+            nodes.append(onnx.helper.make_node("Max", inputs, [name], f"{name}_max"))
+            node.input[0] = name
+            shielded += 1
+        nodes.append(node)
+    if shielded:
+        set_constant(model, _LOWEST, np.array(np.finfo(np.float32).min, np.float32))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    return shielded
 
 
 def tools(recipe: StaticInt8) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Planted faults are found: in the right layer, with the right cause, and keeping it float helps."""
+"""Planted faults are found in the right layer, with their cause; keeping it in float helps."""
 
 from __future__ import annotations
 
