@@ -97,7 +97,7 @@ def run(
         subject = loader.load(planned)
         steps = Steps(Cache(root), tool_versions(), converters, engine or RunnerEngine())
         maker = Maker(steps, Judge(steps, subject, request.seed), this_host())
-        tried, journal = _search(request, maker, planned, on_progress)
+        tried, journal = _search(request, maker, planned, loader, on_progress)
         tried = _measure(tried, maker, on_progress, measure_on)
         on_progress("report", 0.0, "judging")
         tried, choices = _choose_all(tried, maker, on_progress)
@@ -154,7 +154,11 @@ def _shared_folder(root: Path, request: ConvertRequest) -> Iterator[Path | None]
 
 
 def _search(
-    request: ConvertRequest, maker: Maker, planned: Sequence[Planned], on_progress: Progress
+    request: ConvertRequest,
+    maker: Maker,
+    planned: Sequence[Planned],
+    loader: Loader,
+    on_progress: Progress,
 ) -> tuple[list[Tried], Journal]:
     jobs = request.jobs or default_jobs()
     cache = maker.steps.cache
@@ -164,6 +168,7 @@ def _search(
         maker.judge.run_source(
             lambda share, what: on_progress("source", 0.4 + 0.6 * share, what), jobs
         )
+        loader.say(maker.steps.preprocessing)
         on_progress("source", 1.0, "done")
         journal = Journal(cache.root, _asked(request, maker, planned))
         distributed = not isinstance(executor, LocalExecutor)

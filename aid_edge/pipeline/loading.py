@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from aid_edge.errors import DataError, UsageError
+from aid_edge.evaluate.concerns import concerns
 from aid_edge.evaluate.data import DataSet, load, refuse_overlap
 from aid_edge.model import SourceModel
 from aid_edge.pipeline.findings import DataFinding
@@ -17,10 +18,6 @@ from aid_edge.pipeline.quality import metric_for
 from aid_edge.pipeline.request import ConvertRequest
 from aid_edge.pipeline.search.driver import Planned
 from aid_edge.recipe import MAX_CALIBRATION_SAMPLES
-
-FEW_CALIBRATION_INPUTS = 32
-"""Ranges from fewer inputs depend on which ones they are. ONNX Runtime's and OpenVINO's
-documentations recommend 100 to 300."""
 
 
 @dataclass
@@ -36,6 +33,7 @@ class Loader:
     model: SourceModel
     shared: Path | None = None
     notes: list[str] = field(default_factory=list)
+    _read_data: dict[str, DataSet] = field(default_factory=dict)
 
     def load(self, planned: Sequence[Planned]) -> Subject:
         """Return what is converted with all its data.
@@ -66,6 +64,20 @@ class Loader:
         metric = metric_for(request.metric, judged, classification=is_classifier)
         return Subject(self.model, calibration, evaluation, fidelity, is_classifier, train, metric)
 
+    def say(self, preprocessing: Callable[[SourceModel, DataSet], str]) -> None:
+        """Note what makes the data doubtful, once the source model has run on them.
+
+        Args:
+            preprocessing: Returns what the usual faults of preprocessing would explain.
+        """
+        for role, data in self._read_data.items():
+            if data.is_random:
+                continue  # said already
+            self.notes += [f"{role} data: {text}" for text in concerns(data, self.model)]
+        judged = self._read_data.get("evaluation") or self._read_data.get("fidelity")
+        if judged is not None and (text := preprocessing(self.model, judged)):
+            self.notes.append(text)
+
     def _calibration(self, planned: Sequence[Planned]) -> DataSet | None:
         spec = self.request.calibration
         needing = [p for one in planned for p in one.plans if p.recipe.needs_calibration]
@@ -82,21 +94,18 @@ class Loader:
                 "Calibrated on random data: ranges, and what was learned from them, mean nothing "
                 "for real inputs. The release is marked; do not deploy it for its answers."
             )
-        elif data.clusters < FEW_CALIBRATION_INPUTS:
-            self.notes.append(
-                f"Calibration rests on {data.clusters} independent inputs ({len(data)} in all): "
-                f"ranges may be missed. {FEW_CALIBRATION_INPUTS} are few, 100 to 300 are usual."
-            )
         return data
 
     def _read(self, role: str, spec: str, *, labelled: bool = False) -> DataSet:
         is_calibration = role == "calibration"
         folder = None if self.shared is None else self.shared / role
-        return load(
+        data = load(
             spec, self.model, labelled=labelled, folder=folder, seed=self.request.seed,
             limit=MAX_CALIBRATION_SAMPLES if is_calibration else None,
             allow_random=is_calibration,
         )  # fmt: skip
+        self._read_data[role] = data
+        return data
 
     def _check_overlap(self, made_with: DataSet | None, other: DataSet, role: str) -> None:
         if made_with is None:

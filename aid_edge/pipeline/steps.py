@@ -18,6 +18,7 @@ from aid_edge.converter import Arrays, Converter
 from aid_edge.diagnose import LayerRecord
 from aid_edge.diagnose.compare import DEFAULT_SAMPLES
 from aid_edge.evaluate.data import DataSet
+from aid_edge.evaluate.preprocess_faults import diagnose_preprocessing
 from aid_edge.isolate import Limits
 from aid_edge.model import SourceModel
 from aid_edge.pipeline.cache import Cache, source_version
@@ -41,6 +42,7 @@ from device_agent.contract.profile import HardwareProfile
 BATCH = 16
 """Inputs at a time when outputs are compared; artifacts of a fixed batch keep theirs."""
 
+_TEXT = "text.txt"
 BENCHMARK_RUNS = 100
 BENCHMARK_SAMPLES = 8
 CLOSENESS_SAMPLES = 4
@@ -225,7 +227,7 @@ class Steps:
             write_result(folder, self.engine.convert(request, on_progress=on_progress))
 
         parts = {
-            "source": model.digest,
+            "source": _what(model),
             "recipe": repr(recipe),
             "runtime": runtime,
             "converter": self._converter_version(runtime),
@@ -255,7 +257,7 @@ class Steps:
         # What follows preparation makes no difference to it, but for QAT, which simulates it.
         is_qat = recipe.recover is not None and recipe.recover.method == "qat"
         parts = {
-            "source": model.digest,
+            "source": _what(model),
             "recipe": repr(recipe if is_qat else replace(recipe, quantize=Float32())),
             "compress": source_version(_PREPARE_MODULE),
             "calibration": "" if calibration is None else calibration.digest,
@@ -274,8 +276,29 @@ class Steps:
             )
             write_outputs(folder, outputs)
 
-        parts = {"source": model.digest, "data": data.digest}
+        parts = {"source": _what(model), "data": data.digest}
         return read_outputs(self._done("source-outputs", parts, make, "run the source model"))
+
+    def preprocessing(self, model: SourceModel, data: DataSet) -> str:
+        """Return what the usual faults of preprocessing would explain; empty where none would.
+
+        Raises:
+            HostError: The source model cannot be run.
+        """
+
+        def make(folder: Path) -> None:
+            found = diagnose_preprocessing(
+                model, data, predict=lambda inputs: self.engine.source_outputs(model, inputs)
+            )
+            (folder / _TEXT).write_text("" if found is None else found.text)
+
+        parts = {
+            "source": _what(model),
+            "data": data.digest,
+            "code": source_version("aid_edge.evaluate.preprocess_faults"),
+        }
+        folder = self._done("preprocessing", parts, make, "try the usual preprocessing faults")
+        return (folder / _TEXT).read_text()
 
     def outputs(
         self,
@@ -416,6 +439,11 @@ class Steps:
         # With the package it lies in: a converter is seldom one module.
         module = type(self.converters[runtime]).__module__
         return source_version(module.rpartition(".")[0] or module)
+
+
+def _what(model: SourceModel) -> str:
+    """Return what a source model is: its files, and the sizes that were given to open ones."""
+    return f"{model.digest} {model.inputs!r}"
 
 
 def _what_is_read(profile: HardwareProfile, converter: Converter) -> str:

@@ -41,7 +41,9 @@ def test_convert_from_python_shows_its_report_in_a_notebook(tmp_path: Path) -> N
     assert float_one.accuracy is not None
     assert (float_one.accuracy.n, float_one.accuracy.candidate) == (200, 1.0)
     assert (result.releases["generic-x86_64"] / "release.json").is_file()
-    assert "srcdoc" in result._repr_html_()
+    summary = result._repr_html_()
+    assert "aid-edge-summary" in summary
+    assert "onnx_runtime/float32" in summary
     with pytest.raises(KeyError):
         result.profile("toaster")
 
