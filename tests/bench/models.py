@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aid_edge import isolate, runner
+from aid_edge.catalogue.draft import read_draft
 from aid_edge.errors import HostError
 from aid_edge.evaluate.data import DataSet, load
 from aid_edge.model import SourceModel
@@ -31,7 +32,7 @@ from aid_edge.recipe import Float32, Recipe
 from aid_edge.runner import ConversionRequest, ConversionResult
 from aid_edge.sources.inspection import NUMPY_NAMES
 from aid_edge.sources.opening import open_source
-from device_agent.contract.manifest import MAX_BLOB_BYTES, decode_manifest
+from device_agent.contract.manifest import MAX_BLOB_BYTES
 from device_agent.contract.profile import HardwareProfile
 from device_agent.contract.tensors import decode_frame
 from examples.catalogue import EXAMPLES, Example, prepare
@@ -179,7 +180,7 @@ def _compare(
 
 def _ours(example: Example, found: ProfileFinding) -> Rival:
     folder = BUILD / example.name / found.id / "release"
-    manifest = decode_manifest((folder / "release.json").read_bytes())
+    draft = read_draft(folder)
     candidate = found.candidate(found.chosen)
     if candidate is None:
         raise ValueError(f"{example.name}: {found.chosen} is not in the report")
@@ -187,7 +188,7 @@ def _ours(example: Example, found: ProfileFinding) -> Rival:
         candidate.id,
         next(p for p in folder.iterdir() if p.stem == "model"),
         candidate.runtime,
-        golden_inputs(folder, [t.name for t in manifest.inputs]),
+        golden_inputs(folder, [t.name for t in draft.inputs]),
         _quality(candidate.accuracy, candidate.fidelity),
         passes=True,
     )

@@ -2,7 +2,7 @@
 
 - onnxruntime.quantization: ``quant_pre_process`` and ``quantize_static`` (QDQ, per-tensor weights,
   int8 activations, min-max), and ``quantize_dynamic`` (ONNX Runtime, "Quantize ONNX models").
-- nncf: ``nncf.quantize`` with 300 samples, on the ONNX model and on the OpenVINO model.
+- nncf: ``nncf.quantize`` with 300 samples, on the ONNX model.
 - ai-edge-quantizer: ``static_wi8_ai8`` with its own calibration, and ``dynamic_wi8_afp32``, what
   its README recommends for CPUs.
 - Olive: ``OnnxStaticQuantization`` with its defaults, in an environment of its own.
@@ -109,20 +109,6 @@ def litert_dynamic(source: Path, calibration: Arrays, target: Path) -> None:
     tool = quantizer.Quantizer(str(source))
     tool.load_quantization_recipe(recipe.dynamic_wi8_afp32())
     tool.quantize().export_model(str(target), overwrite=True)
-
-
-def nncf_openvino(source: Path, calibration: Arrays, target: Path) -> None:
-    """Quantize the OpenVINO model with NNCF's defaults, what its README shows first."""
-    import nncf
-    import openvino
-
-    from converters.openvino_container import pack
-
-    quantized = nncf.quantize(
-        openvino.convert_model(str(source)), nncf.Dataset(list(_feeds(calibration)))
-    )
-    openvino.save_model(quantized, str(target.with_suffix(".xml")))
-    pack(target.with_suffix(".xml"), target)
 
 
 def olive_static(source: Path, calibration: Arrays, target: Path) -> None:

@@ -65,7 +65,7 @@ def test_pre_authentication_encoding_is_the_one_of_dsse() -> None:
 
 
 def test_unknown_fields_of_a_desired_state_are_ignored() -> None:
-    """M-3.2-1."""
+    """M-3.2-1, M-4.10-4: such as trials, for an agent that knows none."""
     assert decode_desired(_payload(policy={"probation_s": 60})) == DESIRED
 
 
