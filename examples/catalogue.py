@@ -78,8 +78,7 @@ EXAMPLES = {
                 "fidelity.npz", inputs=("x=-1x3x48x320",)),
         Example("ocr-detector", "ocr-detector", "detector.onnx", "calibration.npz",
                 "fidelity.npz", inputs=("x=-1x3x320x320",)),
-        Example("silero-vad", "silero-vad", "silero_vad.onnx", "calibration.npz", "fidelity.npz",
-                inputs=("input=1x576", "state=2x1x128")),
+        Example("silero-vad", "silero-vad", "silero_vad.onnx", "calibration.npz", "fidelity.npz"),
         Example("centerface", "centerface", "centerface.onnx", "calibration.npz", "fidelity.npz",
                 inputs=("input.1=-1x3x224x224",)),
     )

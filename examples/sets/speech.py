@@ -1,4 +1,7 @@
-"""Silero VAD: is somebody speaking? (ONNX opset 15, MIT licence), stateful.
+"""Silero VAD: is somebody speaking? (ONNX opset 16, MIT licence), stateful.
+
+Of its files this one has fixed shapes and no branches; it answers bit by bit as
+``silero_vad_16k_op15.onnx`` does, the branches of which ask for the shapes of its inputs.
 
 Its recordings are the spoken channel names of Debian's package alsa-utils; the states that come
 with them are those that the model itself went through: every sample is a step as in real use.
@@ -40,7 +43,7 @@ licence = "MIT"
 
 def silero_vad(folder: Path, archives: Path) -> None:
     """Write the model, its card, and steps of recordings with the states before them."""
-    member = "silero_vad/data/silero_vad_16k_op15.onnx"
+    member = "silero_vad/data/silero_vad_openvino_16k.onnx"
     extract(download(SILERO, archives), member, folder / "silero_vad.onnx")
     (folder / "model.toml").write_text(CARD)
     paths = {word: f"{SOUNDS}/{word}.wav" for word in WORDS}
@@ -54,7 +57,7 @@ def silero_vad(folder: Path, archives: Path) -> None:
         inputs = np.concatenate([x for x, _ in steps])
         np.savez(
             folder / f"{name}.npz", input=inputs, state=np.concatenate([s for _, s in steps]),
-            sr=np.full(len(inputs), RATE_HZ, np.int64), groups=np.array(groups),
+            groups=np.array(groups),
         )  # fmt: skip
 
 
@@ -78,7 +81,6 @@ def _steps(model: Path, samples: NDArray[np.float32]) -> tuple[NDArray[np.float3
         step = samples[start : start + STEP]
         inputs.append(np.concatenate([context, step])[None])
         states.append(state)
-        feeds = {"input": inputs[-1], "state": state, "sr": np.array(RATE_HZ, np.int64)}
-        _, state = session.run(None, feeds)
+        _, state = session.run(None, {"input": inputs[-1], "state": state})
         context = step[-CONTEXT:]
     return np.stack(inputs), np.stack(states)
