@@ -76,6 +76,7 @@ def measure(
     candidates: Mapping[str, Predict],
     *,
     severities: Sequence[int] = SEVERITIES,
+    most: int | None = None,
     on_progress: Progress = lambda _share, _what: None,
 ) -> dict[str, tuple[ConditionResult, ...]]:
     """Return how source and candidates bear each condition that suits the data.
@@ -88,12 +89,13 @@ def measure(
         source: The source model.
         candidates: By name.
         severities: Which of the five.
+        most: At most so many samples, where models are slow.
         on_progress: Told the share that is done, and what is being done.
 
     Returns:
         Per candidate the clean inputs first, then one result per condition and severity.
     """
-    judged = _some_of(judged)
+    judged = _some_of(judged, most)
     cells = [(CLEAN, 0)] + [(c.name, s) for c in suited(judged.modality) for s in severities]
     models = {"": source, **candidates}
     answers: dict[str, list[tuple[tuple[str, int], list[Array]]]] = {name: [] for name in models}
@@ -116,9 +118,10 @@ def measure(
     }
 
 
-def _some_of(judged: Judged) -> Judged:
+def _some_of(judged: Judged, most: int | None) -> Judged:
     main = judged.inputs[judged.modality.input]
     count = samples_for(len(main), main[0].size)
+    count = count if most is None else min(count, most)
     picked = [i * len(main) // count for i in range(count)]
     return Judged(
         {name: array[picked] for name, array in judged.inputs.items()},

@@ -1,6 +1,7 @@
 """A closer look at the chosen candidate and its float baseline: who pays, where, and why.
 
-Only these two are looked into, since it costs some thousand runs of each and of the source.
+Only these two are looked into, since it costs up to some thousand runs of each and of the source;
+slow models are looked into on fewer samples and one severity.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from aid_edge.errors import HostError
 from aid_edge.evaluate.accuracy import top1
+from aid_edge.evaluate.conditions import SEVERITIES, suited
 from aid_edge.evaluate.data import DataSet
 from aid_edge.evaluate.modality import Modality, detect
 from aid_edge.evaluate.robustness import ConditionResult, Judged, Predict, measure
@@ -28,6 +30,15 @@ from aid_edge.pipeline.measure import in_order
 from aid_edge.runner import ConversionResult
 
 SHOWN_PARTS = 8
+
+CONDITIONS_S = 60.0
+"""What the runs under bad conditions may take, for all models of a profile together."""
+
+MIDDLE_SEVERITY = 3
+"""Of the five, what is measured where there is no time for the others."""
+
+_FEW, _FEWEST, _MOST = 32, 16, 256
+"""Samples per condition: under ``_FEW`` severities are given up first, under ``_FEWEST`` none."""
 
 Array = npt.NDArray[Any]
 Told = Callable[[float, str], None]
@@ -114,16 +125,47 @@ def _with_conditions(maker: Maker, made: dict[str, Made], told: Told) -> dict[st
     judged = Judged(
         data.inputs, modality, data.labels, data.groups, subject.classification, maker.judge.seed
     )
+    conditions = len(suited(modality))
+    severities, most = bounded(
+        conditions, [m.candidate.value("latency_p50") for m in made.values()]
+    )
     found = measure(
         judged,
         _of_source(maker, data),
         {name: _of_artifact(maker, one.result, data) for name, one in made.items()},
+        severities=severities,
+        most=most,
         on_progress=told,
     )
     return {
         name: one.changed(conditions=tuple(_condition(r) for r in found[name]))
         for name, one in made.items()
     }
+
+
+def bounded(
+    conditions: int, latencies_s: Sequence[float | None]
+) -> tuple[tuple[int, ...], int | None]:
+    """Return the severities and the most samples that ``CONDITIONS_S`` is enough for.
+
+    Args:
+        conditions: How many there are.
+        latencies_s: Of each artifact; None where it was not measured.
+    """
+    known = [s for s in latencies_s if s is not None]
+    if not known:
+        return SEVERITIES, None
+    # The source runs without optimization: it takes twice as long as the slowest artifact, or so.
+    all_s = 2 * max(known) + sum(known)
+    most = int(CONDITIONS_S / (all_s * (1 + conditions * len(SEVERITIES))))
+    if most >= _FEW:
+        return SEVERITIES, _stepped(most)
+    return (MIDDLE_SEVERITY,), _stepped(int(CONDITIONS_S / (all_s * (1 + conditions))))
+
+
+def _stepped(samples: int) -> int:
+    # In powers of two: another run with other latencies mostly asks for the same, which is cached.
+    return min(_MOST, max(_FEWEST, 1 << max(0, samples.bit_length() - 1)))
 
 
 def _condition(found: ConditionResult) -> ConditionFinding:

@@ -14,7 +14,7 @@ from aid_edge.evaluate.data import DataSet
 from aid_edge.model import ModelCard, SourceModel
 from aid_edge.outcome import Closeness
 from aid_edge.pipeline.findings import Candidate
-from aid_edge.pipeline.insight import looked_into
+from aid_edge.pipeline.insight import CONDITIONS_S, bounded, looked_into
 from aid_edge.pipeline.judging import Judge, Subject
 from aid_edge.pipeline.making import Made, Maker
 from aid_edge.pipeline.measure import Host
@@ -22,6 +22,7 @@ from aid_edge.pipeline.search.space import Plan
 from aid_edge.recipe import Float32, Recipe, StaticInt8
 from aid_edge.runner import ConversionResult
 from aid_edge.runtimes import Placement
+from device_agent.contract.manifest import Measurement
 from device_agent.contract.tensors import TensorInfo
 
 DIGEST = "sha256:" + "0" * 64
@@ -165,3 +166,25 @@ def test_inputs_of_no_known_kind_have_no_conditions() -> None:
     assert found.conditions == ()
     assert found.explanations == ()
     assert found.classes
+
+
+def test_slow_models_are_looked_into_on_less() -> None:
+    assert bounded(8, [0.0001, 0.0002]) == ((1, 3, 5), 256)
+    assert bounded(8, [None]) == ((1, 3, 5), None)
+    severities, most = bounded(8, [0.05, 0.05])
+    assert severities == (3,), "severities go first"
+    assert most is not None
+    assert most >= 16
+    assert most * 9 * 0.2 <= CONDITIONS_S
+    assert bounded(8, [5.0]) == ((3,), 16), "there are always some"
+
+
+def test_latencies_bound_the_samples_of_conditions() -> None:
+    one = maker()
+    latency = Measurement(
+        what="latency_p50", value=0.1, unit="s", where="host", how="100 runs", n=100
+    )
+    slow = made(FLOAT).changed(measurements=(latency,))
+    (found,) = looked_into(one, [slow], slow.plan.id)
+    assert {c.severity for c in found.candidate.conditions} == {0, 3}
+    assert all(c.n < len(IMAGES) for c in found.candidate.conditions)
