@@ -50,6 +50,15 @@ class Job:
     time_s: float
 
 
+def refusal_of(model: SourceModel) -> str:
+    """Return why ``model`` is of a kind that is never pruned or trained, or nothing."""
+    if model.quantized:
+        return "it is quantized already"
+    if model.framework not in _FRAMEWORKS:
+        return f"{model.framework} models are not brought over to PyTorch, where this is done"
+    return ""
+
+
 def prepare(request: PrepareRequest, on_progress: isolate.Progress | None = None) -> Prepared:
     """Return the source model pruned and recovered as ``request.recipe`` says.
 
@@ -90,15 +99,11 @@ def _check(request: PrepareRequest) -> None:
     model, recipe = request.model, request.recipe
     if not recipe.is_prepared:
         raise UsageError(f"{recipe.title}: neither prunes nor recovers; there is nothing to do")
-    refusal = f"{model.spec} cannot be pruned or trained"
-    if model.quantized:
-        raise UnsupportedModelError(refusal, ["it is quantized already"])
-    if model.framework not in _FRAMEWORKS:
+    if reason := refusal_of(model):
         raise UnsupportedModelError(
-            refusal,
-            [f"{model.framework} models are not brought over to PyTorch, where this is done"],
-            hint=_WAY_OUT.get(model.framework, ""),
-        )
+            f"{model.spec} cannot be pruned or trained", [reason],
+            hint="" if model.quantized else _WAY_OUT.get(model.framework, ""),
+        )  # fmt: skip
     _check_installed()
     require(model.framework, model.spec)
     calibration, train = request.calibration, request.train

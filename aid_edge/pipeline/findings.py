@@ -177,7 +177,8 @@ class TrainingFinding(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         quality: What the curve's quality is, such as ``agreement with the source``.
         best_epoch: The state that was kept; 0 is the one before any training.
-        stopped: Why it ended: ``epochs``, ``minutes`` or ``no-gain``.
+        stopped: Why it ended: ``epochs``, ``minutes``, ``no-gain``, ``diverged`` or ``none`` (there
+            was no training).
         notes: What the reader must know, such as layers that could not be pruned.
     """
 
@@ -316,6 +317,7 @@ class MetricFinding(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         higher_is_better: Else it is an error.
         drop: How much worse the candidate is, in the metric's unit; negative is better.
+        labelled: Whether labels say what is right; else the source's own answers do.
     """
 
     name: str
@@ -328,6 +330,7 @@ class MetricFinding(msgspec.Struct, frozen=True, kw_only=True):
     drop_low: float
     drop_high: float
     detectable_drop: float | None = None
+    labelled: bool = False
 
 
 class SearchFinding(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from aid_edge.evaluate.statistics import samples_to_pass
 from aid_edge.pipeline.findings import (
     AccuracyFinding,
@@ -46,8 +48,30 @@ def judge(candidate: Candidate, hard: Hard, *, latency_known: bool) -> tuple[Gat
         quality,
     ]
     if candidate.fidelity is not None:
-        gates += fidelity_gates(candidate.fidelity, hard)
+        overruled = is_decided_by_labels(candidate, quality)
+        close = fidelity_gates(candidate.fidelity, hard)
+        gates += [_overruled(g) for g in close] if overruled else close
     return tuple(gates)
+
+
+def is_decided_by_labels(candidate: Candidate, quality: Gate) -> bool:
+    """Return whether labels alone decide on the quality of ``candidate``.
+
+    A net that was pruned or trained is another net: it may be as right as the source without
+    giving its numbers, so that what labelled data show without doubt overrules closeness to the
+    source. Quantization alone is to give the source's numbers, whatever the labels say.
+    """
+    metric = candidate.metrics[0] if candidate.metrics else None
+    labelled = candidate.accuracy is not None if metric is None else metric.labelled
+    return candidate.training is not None and labelled and quality.status == "pass" and quality.firm
+
+
+def _overruled(gate: Gate) -> Gate:
+    """Return a gate of closeness as it is where labels decide: what it misses refuses nothing."""
+    if gate.status != "fail":
+        return gate
+    text = f"overruled: {gate.text}. Of a pruned or trained net labels decide, and they pass it"
+    return msgspec.structs.replace(gate, status="undecided", firm=False, text=text)
 
 
 def accuracy_gate(accuracy: AccuracyFinding | None, share: float) -> Gate:

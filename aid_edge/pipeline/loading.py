@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from aid_edge.compress import refusal_of
 from aid_edge.errors import DataError, UsageError
 from aid_edge.evaluate.concerns import concerns
 from aid_edge.evaluate.data import DataSet, load, refuse_overlap
+from aid_edge.evaluate.data.opening import RANDOM
 from aid_edge.model import SourceModel
 from aid_edge.pipeline.findings import DataFinding
 from aid_edge.pipeline.judging import Subject
 from aid_edge.pipeline.quality import metric_for
 from aid_edge.pipeline.request import ConvertRequest
 from aid_edge.pipeline.search.driver import Planned
-from aid_edge.recipe import MAX_CALIBRATION_SAMPLES
+from aid_edge.pipeline.search.space import Plan
+from aid_edge.recipe import MAX_CALIBRATION_SAMPLES, MAX_RECOVERY_SAMPLES
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Loader:
             UsageError: There is nothing to judge on.
         """
         request = self.request
+        if request.recovery_minutes and (reason := refusal_of(self.model)):
+            self.notes.append(f"Nothing is pruned or trained: {reason}.")
         calibration = self._calibration(planned)
         evaluation = fidelity = None
         if request.evaluation is not None:
@@ -88,7 +93,7 @@ class Loader:
             )
         if not needing or spec is None:
             return None
-        data = self._read("calibration", spec)
+        data = self._read("calibration", spec, limit=_most_calibration(needing, spec))
         if data.is_random:
             self.notes.append(
                 "Calibrated on random data: ranges, and what was learned from them, mean nothing "
@@ -96,13 +101,13 @@ class Loader:
             )
         return data
 
-    def _read(self, role: str, spec: str, *, labelled: bool = False) -> DataSet:
-        is_calibration = role == "calibration"
+    def _read(
+        self, role: str, spec: str, *, labelled: bool = False, limit: int | None = None
+    ) -> DataSet:
         folder = None if self.shared is None else self.shared / role
         data = load(
             spec, self.model, labelled=labelled, folder=folder, seed=self.request.seed,
-            limit=MAX_CALIBRATION_SAMPLES if is_calibration else None,
-            allow_random=is_calibration,
+            limit=limit, allow_random=role == "calibration",
         )  # fmt: skip
         self._read_data[role] = data
         return data
@@ -122,6 +127,13 @@ class Loader:
             f"{shared} of {len(other)} samples of the {role} data were also used to make the "
             "candidates (allowed by --allow-overlap): figures on them flatter."
         )
+
+
+def _most_calibration(needing: Sequence[Plan], spec: str) -> int:
+    """Return how many inputs are read: distillation takes all, quantization picks some of them."""
+    recovers = [p.recipe.recover for p in needing]
+    distills = any(r is not None and r.method == "distill" for r in recovers)
+    return MAX_RECOVERY_SAMPLES if distills and spec != RANDOM else MAX_CALIBRATION_SAMPLES
 
 
 def data_findings(subject: Subject) -> tuple[DataFinding, ...]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from aid_edge import registry
+from aid_edge.compress import refusal_of
 from aid_edge.converter import Converter
 from aid_edge.errors import UnsupportedModelError, UsageError
 from aid_edge.evaluate.metrics import metric
@@ -116,6 +117,8 @@ def _wishes(
     request: ConvertRequest, model: SourceModel, converters: Mapping[str, Converter]
 ) -> Wishes:
     takes = {n for n, c in converters.items() if _PREPARED_FRAMEWORK in c.accepts}
+    if refusal_of(model):
+        takes = set()  # the report notes why
     return Wishes(
         only=request.runtimes,
         seed=request.seed,

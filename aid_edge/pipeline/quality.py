@@ -43,8 +43,9 @@ def metric_findings(
     """
     if name is None:
         return ()
+    chosen = metric(name)
     found = compare(
-        metric(name), source, candidate, data.targets,
+        chosen, source, candidate, data.targets,
         kind=data.kind, groups=data.groups, seed=seed,
     )  # fmt: skip
     return (
@@ -59,5 +60,6 @@ def metric_findings(
             drop_low=found.drop_interval.low,
             drop_high=found.drop_interval.high,
             detectable_drop=found.detectable_drop,
+            labelled=data.targets is not None and data.kind in chosen.kinds,
         ),
     )

@@ -78,7 +78,8 @@ def clearly_misses(candidate: Candidate, hard: Hard, looks: int) -> Loss | None:
         if _lower(accuracy.drop, accuracy.drop_low, z) > margin:
             text = f"drop {points(accuracy.drop)} points on {accuracy.n} samples"
             return Loss("accuracy-dropped", f"{text}; allowed {points(margin)}")
-    if fidelity is None:
+    if fidelity is None or (candidate.training is not None and accuracy is not None):
+        # Labels may overrule closeness of a pruned or trained net once all of them were seen.
         return None
     return _fidelity_misses(fidelity, hard, z)
 

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
-from aid_edge.pipeline.findings import Candidate, Gate
+from aid_edge.pipeline.findings import Candidate, Gate, MetricFinding, TrainingFinding
 from aid_edge.pipeline.gates import accuracy_gate, fidelity_gates, judge
+from aid_edge.pipeline.verdict import missed
 from device_agent.contract.manifest import Measurement
 from device_agent.contract.profile import Duration, Hard, Size
 
@@ -97,8 +99,65 @@ def test_fidelity_gates_say_when_only_the_figure_passes(
 
 
 def test_a_task_without_classes_is_judged_by_cosine(make_fidelity: Callable[..., object]) -> None:
-    only = fidelity_gates(
-        make_fidelity(agreement=None, agreement_low=None, agreement_high=None, cosine=0.5),
-        HARD,  # type: ignore[arg-type]
-    )
+    far = make_fidelity(agreement=None, agreement_low=None, agreement_high=None, cosine=0.5)
+    only = fidelity_gates(far, HARD)  # type: ignore[arg-type]
     assert [(g.gate, g.status) for g in only] == [("cosine", "fail")]
+
+
+def _trained() -> TrainingFinding:
+    return TrainingFinding(
+        method="distilled", quality="agreement with the source", points=(), best_epoch=9,
+        stopped="epochs", macs_before=100, macs_after=30, parameters_before=100,
+        parameters_after=30,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("pruned", "losses", "gains", "n", "status"),
+    [
+        (True, 10, 10, 20_000, "undecided"),
+        (False, 10, 10, 20_000, "fail"),  # only quantized: it is to give the source's numbers
+        (True, 0, 0, 20, "fail"),  # too few labels to say anything
+        (True, 900, 100, 10_000, "fail"),
+    ],
+)
+def test_sure_labels_overrule_the_closeness_of_a_pruned_net(
+    *,
+    make_candidate: Make,
+    make_accuracy: Callable[..., object],
+    make_fidelity: Callable[..., object],
+    pruned: bool,
+    losses: int,
+    gains: int,
+    n: int,
+    status: str,
+) -> None:
+    far = make_candidate(
+        artifact=1e6,
+        memory=1e6,
+        accuracy=make_accuracy(losses, gains, n),
+        fidelity=make_fidelity(cosine=0.9, cosine_low=0.89, cosine_high=0.91, agreement=0.5),
+        training=_trained() if pruned else None,
+    )
+    gates = by_name(judge(far, HARD, latency_known=False))
+    assert [gates[g].status for g in ("agreement", "cosine")] == [status] * 2
+    assert ("overruled" in gates["cosine"].text) == (status == "undecided")
+    assert (missed(_judged(far)) is None) == (status == "undecided")
+
+
+def _judged(far: Candidate) -> Candidate:
+    return msgspec.structs.replace(far, gates=judge(far, HARD, latency_known=False))
+
+
+@pytest.mark.parametrize(("labelled", "status"), [(True, "undecided"), (False, "fail")])
+def test_a_metric_overrules_closeness_only_where_labels_say_what_is_right(
+    make_candidate: Make, make_fidelity: Callable[..., object], labelled: bool, status: str
+) -> None:
+    score = MetricFinding(
+        name="map", unit="share", higher_is_better=True, n=5000, source=0.8, candidate=0.8,
+        drop=0.0, drop_low=-0.001, drop_high=0.001, labelled=labelled,
+    )  # fmt: skip
+    far = make_candidate(
+        metrics=(score,), training=_trained(), fidelity=make_fidelity(cosine=0.9, cosine_high=0.91)
+    )
+    assert by_name(judge(far, HARD, latency_known=False))["cosine"].status == status
