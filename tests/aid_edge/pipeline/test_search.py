@@ -128,6 +128,27 @@ def test_models_are_pruned_where_recovery_may_take_time(world: World) -> None:
     assert world.engine.done == [], "training is cached"
 
 
+@pytest.mark.parametrize(("minutes", "seen"), [(0.0, 70), (1.0, 100)])
+def test_distillation_sees_all_inputs_where_calibration_sees_some(
+    world: World, monkeypatch: pytest.MonkeyPatch, minutes: float, seen: int
+) -> None:
+    monkeypatch.setattr("aid_edge.pipeline.loading.MAX_CALIBRATION_SAMPLES", 70)
+    x = np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
+    np.savez(world.folder / "hundred.npz", x=x)
+    report = world.convert(calibration=world.data("hundred"), recovery_minutes=minutes).report
+    assert [d.n for d in report.data if d.role == "calibration"] == [seen]
+
+
+def test_what_cannot_be_brought_over_is_not_planned_to_be_pruned(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aid_edge.compress.preparation._FRAMEWORKS", frozenset({"torch"}))
+    profile = world.convert(recovery_minutes=1.0).profile(ID)
+    assert profile.chosen is not None
+    assert not any("pruned" in c.id for c in profile.candidates)
+    assert any("onnx models are not brought over to PyTorch" in note for note in profile.notes)
+
+
 def test_too_few_inputs_are_not_distilled_on(world: World) -> None:
     profile = world.convert(recovery_minutes=1.0).profile(ID)
     refused = found(profile, "pruned50-distilled-static-int8").outcome
