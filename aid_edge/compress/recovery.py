@@ -27,7 +27,9 @@ WARM_UP_SHARE = 0.2
 PATIENCE = 8
 """Epochs without gain after which it ends: gains come late, when the learning rate falls."""
 
-_TIMED_STEPS = 5
+_TIMED_STEPS = frozenset({5, 20})
+"""After so many steps it is planned how many fit in; the first few take longer than the others."""
+
 _USABLE_SHARE = 0.9
 """Of the minutes, planned to be spent on steps; the rest is for measuring."""
 
@@ -102,7 +104,6 @@ class _Run:
         self.step = 0
         self.best = (-math.inf, -math.inf)
         self.state: dict[str, torch.Tensor] = {}
-        self.plan_known = False
 
     def done(self) -> Outcome:
         self._measure(self.course.first_epoch)
@@ -113,6 +114,8 @@ class _Run:
             if end == "diverged":
                 break
             gained = self._measure(epoch)
+            if not end:
+                self._plan()
             if not gained and epoch - self.outcome.best_epoch >= PATIENCE:
                 end = end or "no-gain"
         self.outcome.stopped = end
@@ -147,26 +150,25 @@ class _Run:
         self.optimizer.step()
         self.after_step()
         self.step += 1
-        if self.step == _TIMED_STEPS:
+        if self.step in _TIMED_STEPS:
             self._plan()
         if self.step % 20 == 0:
             progress(self.step / self.total, f"training, step {self.step} of {self.total}")
         return True
 
     def _plan(self) -> None:
-        """Plan only the steps that fit into the minutes, so that the schedule comes to its end."""
+        """Plan only the steps that fit into the minutes, so that the schedule comes to its end.
+
+        Done again after each epoch: a machine is not equally busy all the time.
+        """
+        seconds = time.monotonic() - self.started
         measured = self.outcome.points[0].seconds
-        took = (time.monotonic() - self.started - measured) / self.step
-        epochs = max(self.course.epochs, 1)
-        left = self.course.seconds * _USABLE_SHARE - measured
-        each = took + measured / self.per_epoch
-        fitting = max(int(left / each), self.step + 1)
-        if fitting < self.total:
-            self.total = fitting
-            self.outcome.notes.append(
-                f"{self.course.seconds / 60:.3g} minutes suffice for about "
-                f"{fitting / self.per_epoch:.3g} of {epochs} epochs of training"
-            )
+        each = max(seconds - measured, 1e-9) / max(self.step, 1)
+        if len(self.outcome.points) == 1:
+            each += measured / self.per_epoch  # what measuring will take at each epoch's end
+        left = self.course.seconds * _USABLE_SHARE - seconds
+        planned = max(self.course.epochs * self.per_epoch, 1)
+        self.total = min(max(self.step + int(left / each), self.step + 1), planned)
 
     def _measure(self, epoch: int) -> bool:
         """Note the state after ``epoch``; return whether it is the best so far."""
@@ -189,9 +191,15 @@ class _Run:
             self.outcome.notes.append(
                 "training gave numbers that are not finite and was ended; try a lower learning rate"
             )
-        if self.step < self.per_epoch:
+        elif self.step < self.per_epoch:
             self.outcome.notes.append(
                 f"time was up before the first epoch was: {self.step} of {self.per_epoch} steps"
+            )
+        elif self.outcome.stopped == "minutes":
+            minutes, epochs = self.course.seconds / 60, self.step / self.per_epoch
+            self.outcome.notes.append(
+                f"{minutes:.3g} minutes sufficed for {epochs:.3g} of {self.course.epochs} epochs "
+                "of training; more may be better"
             )
         if best == first:
             self.outcome.notes.append("training gained nothing; the state before it was kept")
