@@ -12,6 +12,7 @@ from aid_edge.evaluate.data.dataset import DataSet
 from aid_edge.evaluate.data.reading import evenly
 from aid_edge.model import SourceModel
 from device_agent.contract.manifest import Normalize, Rescale
+from device_agent.contract.tensors import TensorInfo
 
 FEW_SAMPLES = 32
 """Fewer leave ranges and shares open by too much: NNCF and AI Edge ask for 100 to 500."""
@@ -49,7 +50,7 @@ def concerns(data: DataSet, model: SourceModel) -> tuple[str, ...]:
     for tensor in model.inputs:
         values = picked[tensor.name]
         if not data.is_random:
-            found += _values(tensor.name, values)
+            found += _values(tensor.name, values, is_state=_is_state(tensor, model))
         found += _range(tensor.name, values, model)
     found += _classes(data, model)
     return tuple(found)
@@ -69,7 +70,13 @@ def _doubles(data: DataSet) -> list[str]:
     return [text]
 
 
-def _values(name: str, values: npt.NDArray[Any]) -> list[str]:
+def _is_state(tensor: TensorInfo, model: SourceModel) -> bool:
+    """Return whether an input is what an output was a step before: its units have no order."""
+    same = [o for o in model.outputs if (o.shape, o.datatype) == (tensor.shape, tensor.datatype)]
+    return len(model.inputs) > 1 and bool(same)
+
+
+def _values(name: str, values: npt.NDArray[Any], *, is_state: bool) -> list[str]:
     flat = values.reshape(len(values), -1)
     # Masks, rates and first states are constant by design.
     if values.dtype.kind != "f" or flat.shape[1] == 1:
@@ -79,7 +86,7 @@ def _values(name: str, values: npt.NDArray[Any]) -> list[str]:
         return [f"Input {name!r} has the same value, {flat[0, 0]:g}, everywhere."]
     if constant > MAX_CONSTANT * len(values):
         return [f"Input {name!r} has one value throughout in {constant} of {len(values)} samples."]
-    if values.ndim >= 3 and _looks_random(values):
+    if values.ndim >= 3 and not is_state and _looks_random(values):
         text = (
             f"Input {name!r} looks like noise: neighboring values are not alike. "
             "Ranges found on it are not those of real data."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from aid_edge.evaluate.concerns import concerns
 from aid_edge.evaluate.data import load
 from aid_edge.model import SourceModel
+from device_agent.contract.tensors import TensorInfo
 
 Make = Callable[..., SourceModel]
 
@@ -65,6 +67,21 @@ def test_doubtful_data_are_told(
 
     told = found(tmp_path, make_model(), **arrays)
     assert any(re.search(words, text) for text in told), told
+
+
+@pytest.mark.parametrize(("given", "wanted"), [((-1, 2, 64), 0), ((-1, 2, 65), 1)])
+def test_the_units_of_a_state_need_no_order(
+    tmp_path: Path, make_model: Make, given: tuple[int, ...], wanted: int
+) -> None:
+    plain = make_model()
+    state = np.random.default_rng(0).normal(size=(40, 2, 64)).astype(np.float32)
+    model = replace(
+        plain,
+        inputs=(*plain.inputs, TensorInfo("state", "FP32", (-1, 2, 64))),
+        outputs=(*plain.outputs, TensorInfo("next", "FP32", given)),
+    )
+    told = found(tmp_path, model, image=photos(), state=state)
+    assert sum("'state' looks like noise" in text for text in told) == wanted
 
 
 def test_noise_is_marked(make_model: Make) -> None:

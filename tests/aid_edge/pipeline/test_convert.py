@@ -474,7 +474,7 @@ def test_profiles_share_what_does_not_differ_between_them(world: World, jobs: in
     assert sorted(d for d in world.engine.done if "/" in d) == [
         "onnx_runtime/float32", "onnx_runtime/float32",
         "onnx_runtime/static-int8", "onnx_runtime/static-int8",
-    ], "the twin takes what was made for the first; the converter reads the architecture"  # fmt: skip
+    ], "the twin takes what was made; the converter reads the architecture"  # fmt: skip
     fixed = msgspec.structs.replace(profile.shapes, static=not profile.shapes.static)
     world.engine.done.clear()
     world.convert(msgspec.structs.replace(profile, shapes=fixed), jobs=jobs)
