@@ -146,7 +146,7 @@ def operator_name(found: Any, opcode_index: int) -> str:
     builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
     if builtin == _CUSTOM and code.customCode:
         return str(code.customCode.decode(errors="replace"))
-    return _NAMES.get(builtin, str(builtin))
+    return str(_NAMES.get(builtin, builtin))
 
 
 def check_rules(found: Any, profile: HardwareProfile) -> None:

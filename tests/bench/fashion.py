@@ -28,7 +28,7 @@ UNLABELLED = "unlabelled.npz"
 RECOVERY_MINUTES = 15.0
 """Per pruned net; on an idle machine ten epochs end it earlier."""
 
-QUANTIZED = "static-int8"
+QUANTIZED = "static-int8-corrected"
 
 
 def fashion(bench: Bench, minutes: float = RECOVERY_MINUTES) -> None:

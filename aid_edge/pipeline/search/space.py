@@ -7,7 +7,7 @@ documentations recommend; they are named where they are chosen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -155,12 +155,16 @@ def default_int8(
         activations = "int8"
     # NNCF is OpenVINO's own quantizer; it has no other.
     only_nncf = "static-int8-nncf" in methods and runtime == "openvino"
+    # Per-channel weights without it lose most on depthwise nets (Nagel et al., arXiv:1906.04721,
+    # section 4.2); NNCF and AI Edge Quantizer have their own.
+    corrected = runtime == "onnx_runtime" and "bias-correction" in methods
     return StaticInt8(
         per_channel=numerics.weights.per_channel,
         activations=activations,
         symmetric_activations=numerics.activations.symmetric,
         reduce_range=runtime in _SATURATING and (numerics.reduce_range or saturates(profile)),
         method="nncf" if only_nncf else "min-max",
+        bias_correction=corrected,
     )
 
 
@@ -217,8 +221,8 @@ def _usual(
 def _fallbacks(int8: StaticInt8, runtime: str, wishes: Wishes) -> Iterator[Recipe]:
     """Yield what helps when the runtime's first int8 recipe misses in quality."""
     variants = [replace(int8, smooth_quant=True)] if wishes.traits.transformer else []
-    variants += [replace(int8, method=method) for method in _FALLBACKS]
-    variants.append(replace(int8, bias_correction=True))
+    variants += [_by(int8, method) for method in _FALLBACKS]
+    variants.append(replace(int8, bias_correction=not int8.bias_correction))
     if int8.activations == "int8" and runtime != "onnx_runtime":
         variants.append(_wide(int8))
     for quantize in variants:
@@ -237,7 +241,7 @@ def _further(
     if int8 is not None:
         quantized.append(DynamicInt8(int8.per_channel))
         for method in _METHODS:
-            quantized.append(replace(int8, method=method))
+            quantized.append(replace(int8, method=method, bias_correction=False))
             if method != "nncf":
                 quantized.append(replace(int8, method=method, bias_correction=True))
         if traits.transformer:
@@ -282,11 +286,15 @@ def _prepared(
         yield Recipe(last, wishes.seed, prune, recover), False
 
 
+def _by(int8: StaticInt8, method: Method) -> StaticInt8:
+    """Return the recipe with ranges by ``method``; NNCF corrects biases by itself."""
+    corrected = int8.bias_correction and method != "nncf"
+    return replace(int8, method=method, bias_correction=corrected)
+
+
 def _wide(int8: StaticInt8) -> StaticInt8:
     """Return the recipe with 16-bit activations, which are always symmetric."""
-    return replace(int8, activations="int16", symmetric_activations=True, method="min-max")
-
-
-def needing_calibration(plans: Sequence[Plan]) -> list[Plan]:
-    """Return the plans that cannot be carried out without calibration data."""
-    return [p for p in plans if p.recipe.needs_calibration]
+    return replace(
+        int8, activations="int16", symmetric_activations=True, method="min-max",
+        bias_correction=False,
+    )  # fmt: skip

@@ -181,7 +181,7 @@ def test_a_conversion_leaves_report_and_release(world: World) -> None:
     result = world.convert()
     assert result.report.is_complete
     found = result.profile("generic-x86_64")
-    assert found.chosen == "onnx_runtime/static-int8"
+    assert found.chosen == "onnx_runtime/static-int8-corrected"
     assert read_report(result.folder) == result.report
     place = result.releases["generic-x86_64"]
     assert place == world.folder / "out" / "generic-x86_64" / "release"
@@ -239,7 +239,7 @@ def test_a_damaged_cache_is_made_again(world: World) -> None:
         file.write_bytes(b"damaged")
     world.engine.done.clear()
     result = world.convert()
-    assert "onnx_runtime/static-int8" in world.engine.done
+    assert "onnx_runtime/static-int8-corrected" in world.engine.done
     assert result.report.is_complete
     assert (result.releases["generic-x86_64"] / "model.onnx").read_bytes() != b"damaged"
 
@@ -248,7 +248,7 @@ def test_another_seed_or_calibration_is_another_candidate(world: World) -> None:
     world.convert()
     world.engine.done.clear()
     world.convert(calibration=world.data("fidelity"))
-    assert [d for d in world.engine.done if "/" in d] == ["onnx_runtime/static-int8"]
+    assert [d for d in world.engine.done if "/" in d] == ["onnx_runtime/static-int8-corrected"]
     world.engine.done.clear()
     world.convert(seed=1)
     assert len([d for d in world.engine.done if "/" in d]) == 2
@@ -298,7 +298,7 @@ def test_few_labels_leave_accuracy_undecided_and_fidelity_decides(world: World) 
 
 def test_unlabelled_inputs_are_enough(world: World) -> None:
     found = world.convert(evaluation=None, fidelity=world.data("fidelity"))
-    chosen = found.profile("generic-x86_64").candidate("onnx_runtime/static-int8")
+    chosen = found.profile("generic-x86_64").candidate("onnx_runtime/static-int8-corrected")
     assert chosen is not None
     assert chosen.accuracy is None
     assert any("No labelled data" in n for n in found.profile("generic-x86_64").notes)
@@ -314,10 +314,12 @@ def test_a_fallback_is_made_only_when_quality_is_missed(world: World) -> None:
 
 
 def test_a_crash_of_one_candidate_does_not_end_the_others(world: World) -> None:
-    world.engine.crash["onnx_runtime/static-int8"] = StepCrashedError("died", cause="signal 11")
+    world.engine.crash["onnx_runtime/static-int8-corrected"] = StepCrashedError(
+        "died", cause="signal 11"
+    )
     found = world.convert().profile("generic-x86_64")
     assert found.chosen == "onnx_runtime/float32"
-    crashed = found.candidate("onnx_runtime/static-int8")
+    crashed = found.candidate("onnx_runtime/static-int8-corrected")
     assert crashed is not None
     assert crashed.outcome is not None
     assert (crashed.outcome.code, crashed.outcome.text) == ("step-crashed", "died: signal 11")
@@ -336,19 +338,19 @@ def test_a_candidate_that_dies_in_the_benchmark_is_not_chosen(
     monkeypatch.setattr(world.engine, "benchmark", benchmark)
     found = world.convert().profile("generic-x86_64")
     assert found.chosen == "onnx_runtime/float32"
-    lost = found.candidate("onnx_runtime/static-int8")
+    lost = found.candidate("onnx_runtime/static-int8-corrected")
     assert lost is not None
     assert lost.outcome is not None
     assert lost.outcome.text == "ran out of memory"
 
 
 def test_when_every_candidate_fails_the_report_stands_and_the_error_says_why(world: World) -> None:
-    for key in ("float32", "static-int8"):
+    for key in ("float32", "static-int8-corrected"):
         world.engine.crash[f"onnx_runtime/{key}"] = ConversionError(f"no {key}")
     with pytest.raises(ConversionError, match="no candidate could be made") as caught:
         world.convert()
     assert "no float32" in caught.value.cause
-    assert "no static-int8" in caught.value.cause
+    assert "no static-int8-corrected" in caught.value.cause
     assert (world.folder / "out" / "report.html").exists()
 
 
@@ -362,7 +364,9 @@ def test_nan_outputs_refuse_a_candidate(world: World, monkeypatch: pytest.Monkey
         return outputs
 
     monkeypatch.setattr(world.engine, "predict", predict)
-    found = world.convert().profile("generic-x86_64").candidate("onnx_runtime/static-int8")
+    found = (
+        world.convert().profile("generic-x86_64").candidate("onnx_runtime/static-int8-corrected")
+    )
     assert found is not None
     assert found.outcome is not None
     assert found.outcome.code == "conversion"
@@ -383,7 +387,7 @@ def test_a_source_that_gives_nan_is_refused(world: World, monkeypatch: pytest.Mo
         (
             {"calibration": None},
             DataError,
-            "static-int8 needs calibration data, and none are given",
+            "static-int8-corrected needs calibration data, and none are given",
         ),
         ({"evaluation": None}, UsageError, "nothing to judge candidates on"),
         ({"targets": ()}, UsageError, "no hardware profile"),
@@ -473,7 +477,7 @@ def test_profiles_share_what_does_not_differ_between_them(world: World, jobs: in
     world.convert(profile, twin, arm, jobs=jobs)
     assert sorted(d for d in world.engine.done if "/" in d) == [
         "onnx_runtime/float32", "onnx_runtime/float32",
-        "onnx_runtime/static-int8", "onnx_runtime/static-int8",
+        "onnx_runtime/static-int8-corrected", "onnx_runtime/static-int8-corrected",
     ], "the twin takes what was made; the converter reads the architecture"  # fmt: skip
     fixed = msgspec.structs.replace(profile.shapes, static=not profile.shapes.static)
     world.engine.done.clear()

@@ -63,7 +63,7 @@ def test_what_has_clearly_lost_sees_only_the_first_samples(world: World) -> None
     write(world, "many", 3000)
     world.engine = Graded(good="percentile")
     profile = world.convert(evaluation=world.data("many"), search="full").profile(ID)
-    lost = found(profile, "static-int8")
+    lost = found(profile, "static-int8-corrected")
     assert lost.accuracy is not None
     assert lost.accuracy.n == 512
     assert lost.outcome is not None
@@ -83,7 +83,7 @@ def test_what_has_clearly_lost_sees_only_the_first_samples(world: World) -> None
 def test_rounds_find_what_one_look_at_all_finds(world: World) -> None:
     write(world, "many", 1500)
     profile = world.convert(evaluation=world.data("many")).profile(ID)
-    int8 = found(profile, "static-int8")
+    int8 = found(profile, "static-int8-corrected")
     inputs = dict(np.load(world.data("many")))
     assert int8.fidelity is not None
     assert int8.fidelity.n == 1500
@@ -118,7 +118,7 @@ def test_models_are_pruned_where_recovery_may_take_time(world: World) -> None:
     np.savez(world.folder / "hundred.npz", x=x)
     asked = {"calibration": world.data("hundred"), "recovery_minutes": 1.0}
     profile = world.convert(**asked).profile(ID)
-    pruned = found(profile, "pruned50-distilled-static-int8")
+    pruned = found(profile, "pruned50-distilled-static-int8-corrected")
     assert pruned.training is not None
     assert pruned.training.macs_after == 6
     assert pruned.accuracy is not None, "judged against the original"
@@ -151,7 +151,7 @@ def test_what_cannot_be_brought_over_is_not_planned_to_be_pruned(
 
 def test_too_few_inputs_are_not_distilled_on(world: World) -> None:
     profile = world.convert(recovery_minutes=1.0).profile(ID)
-    refused = found(profile, "pruned50-distilled-static-int8").outcome
+    refused = found(profile, "pruned50-distilled-static-int8-corrected").outcome
     assert refused is not None
     assert "16 calibration inputs are too few" in refused.text
 
@@ -195,13 +195,13 @@ def test_random_calibration_marks_report_and_release(world: World) -> None:
     profile = result.profile(ID)
     assert any(n.startswith("Calibrated on random data") for n in profile.notes)
     assert next(d for d in result.report.data if d.role == "calibration").random
-    assert profile.chosen == "onnx_runtime/static-int8"
+    assert profile.chosen == "onnx_runtime/static-int8-corrected"
     assert read_draft(result.releases[ID]).recipe.endswith("[calibrated on random data]")
 
 
 def test_few_calibration_inputs_are_said(world: World) -> None:
     notes = world.convert().profile(ID).notes
-    assert any("Calibration rests on 16 independent inputs" in n for n in notes)
+    assert any("Only 16 independent samples" in n for n in notes)
 
 
 def test_overlap_is_refused_unless_it_is_allowed_and_then_said(world: World) -> None:
@@ -215,7 +215,7 @@ def test_overlap_is_refused_unless_it_is_allowed_and_then_said(world: World) -> 
 def test_a_metric_that_was_asked_for_decides(world: World) -> None:
     world.engine.error = 1.0
     profile = world.convert(metric="f1").profile(ID)
-    int8 = found(profile, "static-int8")
+    int8 = found(profile, "static-int8-corrected")
     (metric,) = int8.metrics
     assert (metric.name, metric.n) == ("f1", 400)
     gate = next(g for g in int8.gates if g.gate == "accuracy")
@@ -263,7 +263,7 @@ def test_what_cannot_be_run_here_is_chosen_only_where_nothing_can(
     assert profile.chosen == "onnx_runtime/float32"
     assert "converted, not executed" in profile.verdict
     assert not any("predict" in d or "benchmark" in d for d in world.engine.done)
-    int8 = found(profile, "static-int8")
+    int8 = found(profile, "static-int8-corrected")
     assert int8.accuracy is None
     assert int8.outcome is not None
     assert int8.outcome.code == "not-executed"
@@ -273,10 +273,10 @@ def test_what_cannot_be_run_here_is_chosen_only_where_nothing_can(
 def test_figures_of_a_device_stand_apart_and_decide_its_latency(world: World) -> None:
     def measure(finalists: Any) -> dict[tuple[str, str], list[Measurement]]:
         slow = Measurement("latency_p95", 9.9, "s", "device", "on pi-7", 100, 9.8, 10.0)
-        return {(f.profile.id, f.id): [slow] for f in finalists if f.id.endswith("int8")}
+        return {(f.profile.id, f.id): [slow] for f in finalists if "int8" in f.id}
 
     profile = run(world.request(), engine=world.engine, measure_on=measure).profile(ID)
-    int8 = found(profile, "static-int8")
+    int8 = found(profile, "static-int8-corrected")
     assert int8.figure("latency_p95") != int8.device_figure("latency_p95")
     gate = next(g for g in int8.gates if g.gate == "latency-p95")
     assert (gate.status, gate.value) == ("fail", 9.9)
@@ -300,7 +300,7 @@ def test_an_arena_is_what_a_model_takes_on_a_microcontroller(
         return replace(good(request, **rest), figures=(arena,), notes=("needs a resolver",))
 
     monkeypatch.setattr(world.engine, "convert", convert)
-    int8 = found(world.convert().profile(ID), "static-int8")
+    int8 = found(world.convert().profile(ID), "static-int8-corrected")
     assert int8.outcome is not None
     assert int8.outcome.code == "memory-over-limit"
     assert int8.notes == ("needs a resolver",)

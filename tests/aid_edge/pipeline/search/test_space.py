@@ -103,8 +103,8 @@ def test_a_full_search_tries_all_that_a_converter_can_do(profile: HardwareProfil
 def test_nets_of_products_are_quantized_dynamically_first(profile: HardwareProfile) -> None:
     quick = plan(profile, {"onnx_runtime": EVERYTHING}, Wishes(traits=TRANSFORMER))
     first = [p.recipe.key for p in quick if not p.fallback]
-    assert first.index("dynamic-int8") < first.index("static-int8")
-    assert "static-int8-smooth" in {p.recipe.key for p in quick if p.fallback}
+    assert first.index("dynamic-int8") < first.index("static-int8-corrected")
+    assert "static-int8-corrected-smooth" in {p.recipe.key for p in quick if p.fallback}
     full = keys(profile, "onnx_runtime", Wishes(search="full", traits=TRANSFORMER))
     assert {"weight-only-int8", "weight-only-int4"} <= full
     without = Wishes(traits=TRANSFORMER, calibration=False)
@@ -153,17 +153,21 @@ def test_nothing_is_pruned_unless_recovery_may_take_time(profile: HardwareProfil
     assert pruned() == []
     distilled = pruned(recovery_minutes=2.0)
     assert [r.key for r in distilled] == [
-        "pruned30-distilled-static-int8", "pruned50-distilled-static-int8",
+        "pruned30-distilled-static-int8-corrected", "pruned50-distilled-static-int8-corrected",
     ]  # fmt: skip
     assert {r.recover.minutes for r in distilled if r.recover} == {2.0}
     assert {r.prune.round_to for r in distilled if isinstance(r.prune, Structured)} == {8}
     tuned = pruned(recovery_minutes=2.0, train=True)
     assert {r.key for r in tuned} == {
-        "pruned30-tuned-static-int8", "pruned50-tuned-static-int8", "qat-static-int8",
+        "pruned30-tuned-static-int8-corrected", "pruned50-tuned-static-int8-corrected",
+        "qat-static-int8-corrected",
     }  # fmt: skip
     assert pruned(recovery_minutes=2.0, calibration=False) == []
     full = {r.key for r in pruned(recovery_minutes=2.0, search="full")}
-    assert {"pruned50-global-distilled-static-int8", "sparse50-distilled-static-int8"} <= full
+    assert {
+        "pruned50-global-distilled-static-int8-corrected",
+        "sparse50-distilled-static-int8-corrected",
+    } <= full
     other = Wishes(recovery_minutes=2.0)
     assert not any(p.recipe.is_prepared for p in plan(profile, METHODS, other))
 
