@@ -36,6 +36,7 @@ from converters.onnx_graph import (
     resolved,
     set_constant,
 )
+from converters.onnx_pack import pack
 from converters.onnx_planned import check_planned, count_compute
 from converters.onnx_ranges import Range
 from converters.onnx_saturation import avoid_saturation
@@ -103,6 +104,7 @@ def quantize(
     shrink_tables(result)
     keep_weights_float(result)
     strip(result)
+    pack(result)
     onnx.save(result, str(to))
     return (*work.notes, *check_planned(to, kept, profile))
 

@@ -159,7 +159,8 @@ def test_nncf_is_a_second_way_to_int8(
     assert result.closeness.cosine > 0.98
     assert "nncf" in result.tools
     graph = onnx.load(str(result.artifact)).graph
-    types = {t.data_type for t in graph.initializer if t.name.startswith("zero_point")}
+    points = {n.input[2] for n in graph.node if n.op_type == "QuantizeLinear"}
+    types = {t.data_type for t in graph.initializer if t.name in points}
     assert (TensorProto.UINT8 in types) is (activations == "uint8")
 
 
