@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import click
 
 from aid_edge.cli.main import VERBS
+from aid_edge.errors import MissingDependencyError
 from aid_edge.profiles import find_profiles
 
 SHELLS = ("bash", "zsh", "fish")
@@ -91,9 +92,17 @@ def _walk(
 ) -> Iterator[Node]:
     context = click.Context(found, parent=above, info_name=path.rsplit("/", 1)[-1])
     options, choices = _options(found.get_params(context), profiles)
-    inner = list(found.commands.items()) if isinstance(found, click.Group) else []
-    yield Node(path, line, (*(name for name, _ in inner), *options), choices)
-    for name, sub in inner:
+    names = found.list_commands(context) if isinstance(found, click.Group) else []
+    yield Node(path, line, (*names, *options), choices)
+    for name in names:
+        try:
+            sub = found.get_command(context, name) if isinstance(found, click.Group) else None
+        except MissingDependencyError:
+            sub = None
+        if sub is None:
+            # As with verbs: its extra is not installed.
+            yield Node(f"{path}/{name}", "", ("--help",), {})
+            continue
         yield from _walk(sub, f"{path}/{name}", sub.get_short_help_str(), context, profiles)
 
 

@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from aid_edge.cli.output import emit, json_option, table
+from aid_edge.errors import MissingDependencyError
 from aid_edge.profiles import check_file, find_profiles, load_profile
 from device_agent.contract.errors import EXIT_USAGE
 from device_agent.contract.profile import Duration, HardwareProfile, Size
@@ -25,7 +26,11 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == CALIBRATE:
-            module = importlib.import_module("aid_edge.cli.profiles_calibrate")
+            try:
+                module = importlib.import_module("aid_edge.cli.profiles_calibrate")
+            except ModuleNotFoundError as e:
+                verb = "aid-edge profiles calibrate"
+                raise MissingDependencyError(verb, e.name or "a package", "hub") from e
             command: click.Command = module.command
             return command
         return super().get_command(ctx, cmd_name)

@@ -8,7 +8,6 @@ checked here against the target's own environment, and what is missing is asked 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.parser import BytesParser
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -219,8 +218,11 @@ def _without_marker(requirement: Requirement) -> str:
 
 
 def _download(asked: list[str], target: WheelTarget, constraints: str, folder: Path) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise MissingDependencyError("flash", "pip", "flash")
+    try:
+        # Not looked for among modules: setuptools, where it is installed, meddles with that.
+        metadata.version("pip")
+    except metadata.PackageNotFoundError as e:
+        raise MissingDependencyError("flash", "pip", "flash") from e
     with _constraints_file(constraints) as file:
         command = [
             *(sys.executable, "-m", "pip", "download", "--no-input", "--progress-bar", "off"),

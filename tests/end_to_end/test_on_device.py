@@ -9,7 +9,7 @@ import pytest
 
 from aid_edge.profiles import load_profile
 from examples.local_fleet import FleetError, LocalFleet
-from tests.end_to_end.conftest import PROFILE, client_of, device_row
+from tests.end_to_end.conftest import PROFILE, active_manifest, client_of
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def test_finalists_are_measured_on_the_device(
     assert "on device one, onnx_runtime" in figures["latency_p50"]["how"]
     assert figures["peak_rss"]["value"] > 2**20
     # The release that serves is as it was, and what was tried is gone from the disk.
-    assert device_row(fleet, "one")["active_release"] == "digits@1.0.0"
+    assert active_manifest(fleet.devices["one"])["version"] == "1.0.0"
     with client_of(fleet.devices["one"]) as client:
         client.get("/v2/models/digits").raise_for_status()
     releases = fleet.devices["one"].home / "releases"

@@ -16,7 +16,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["profiles", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["ID", "ARCH"]
-    assert any(line.startswith("raspberry-pi-4  aarch64") for line in lines)
+    assert any(line.split()[:2] == ["raspberry-pi-4", "aarch64"] for line in lines)
 
 
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:

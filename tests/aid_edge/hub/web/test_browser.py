@@ -126,8 +126,10 @@ def test_paging_by_keyboard_reaches_every_device_once(page: Any) -> None:
         if not page.locator("a[rel=next]").count():
             break
         page.focus("a[rel=next]")
-        with page.expect_navigation():
-            page.keyboard.press("Enter")
+        # The page reloads parts of itself: only the address says that the next one is there.
+        before = page.url
+        page.keyboard.press("Enter")
+        page.wait_for_url(lambda url, before=before: url != before)
     assert len(names) == FLEET_SIZE + 3
     assert sorted(set(names)) == names
     page.click("text=« First page")

@@ -82,7 +82,8 @@ def test_every_mark_is_inside_however_far_from_the_answers(
     assert chart is not None
     at = {mark.label.split()[0]: mark.at for mark in chart.marks}
     assert all(LEFT < place < WIDTH - RIGHT for place in at.values())
-    if deadline_s > 1.2 * max(values):
+    # Bars have a width that can be seen, whatever the width of their bucket.
+    if deadline_s > 1.5 * max(values):
         assert at["deadline"] > max(bar.x + bar.width for bar in chart.bars) - 1
     assert at["p50"] <= at["deadline"] or values[0] > deadline_s
     for bar in chart.bars:
