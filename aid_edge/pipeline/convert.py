@@ -172,7 +172,10 @@ def _search(
         on_progress("source", 1.0, "done")
         journal = Journal(cache.root, _asked(request, maker, planned))
         distributed = not isinstance(executor, LocalExecutor)
-        search = Search(maker, executor, budget, journal, on_progress, distributed=distributed)
+        search = Search(
+            maker, executor, budget, journal, on_progress, distributed=distributed,
+            thorough=request.search == "full",
+        )  # fmt: skip
         return search.run(planned), journal
 
 

@@ -64,6 +64,8 @@ class Search:
 
     Attributes:
         distributed: Whether ``executor`` sends work to other processes, which tell no progress.
+        thorough: Whether layers are kept in float in every runtime that misses in quality, not
+            only where no other runtime's int8 is good enough. It takes up to eight conversions.
     """
 
     maker: Maker
@@ -73,6 +75,7 @@ class Search:
     on_progress: Progress
     jobs: int = 1
     distributed: bool = False
+    thorough: bool = False
     _found: dict[Key, Made | Candidate] = field(default_factory=dict)
     _look: dict[Key, int] = field(default_factory=dict)
     _rounds: dict[str, list[str]] = field(default_factory=dict)
@@ -220,6 +223,10 @@ class Search:
                 ]  # fmt: skip
                 if not (isinstance(base, Made) and misses_quality(integers, hard)):
                     continue
+                if not self.thorough and (other := self._good_elsewhere(profile, runtime)):
+                    text = f"no mixed precision in {runtime}: {other} is good enough"
+                    self._rounds.setdefault(profile.id, []).append(text)
+                    continue
                 mixing = MixedPrecision(self.maker, profile, self.budget, self.on_progress)
                 best, found = mixing.search(base, integers)
                 if best is None:
@@ -231,6 +238,15 @@ class Search:
                     self._found[profile.id, found.plan.id] = found
                     added.append((profile, found.plan))
         return added
+
+    def _good_elsewhere(self, profile: HardwareProfile, runtime: str) -> str:
+        """Return an int8 candidate of another runtime that misses no quality gate, if any."""
+        others = [
+            m
+            for name in dict.fromkeys(r.name for r in profile.runtimes if r.name != runtime)
+            for m in self._integers(profile, name)
+        ]
+        return next((m.plan.id for m in others if not is_bad(m, profile.constraints.hard)), "")
 
     # --- outcome --------------------------------------------------------------------------
 

@@ -113,6 +113,28 @@ def test_int8_that_misses_keeps_the_fewest_layers_in_float(world: World) -> None
     assert any("mixed precision in onnx_runtime" in line for line in profile.search.rounds)
 
 
+class InOne(Graded):
+    """Int8 is bad, but in LiteRT."""
+
+    def convert(self, request: ConversionRequest, *, on_progress: Any = None) -> ConversionResult:
+        self.needed = 0 if request.runtime == "litert" else 99
+        return super().convert(request, on_progress=on_progress)
+
+
+@pytest.mark.parametrize(("search", "mixes"), [("quick", False), ("full", True)])
+def test_layers_stay_float_only_where_no_other_runtime_is_good_enough(
+    world: World, search: str, mixes: bool
+) -> None:
+    world.engine = InOne()
+    world.engine.records = (LayerRecord("layer", "MatMul", 5.0, -1.0, 1.0, 3.0, 0.0, "integer"),)
+    profile = world.convert(runtimes=("onnx_runtime", "litert"), search=search).profile(ID)
+    assert profile.search is not None
+    lines = [line for line in profile.search.rounds if "mixed precision in onnx_runtime" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("no mixed precision") is not mixes
+    assert any("mixed1" in d for d in world.engine.done) is mixes
+
+
 def test_models_are_pruned_where_recovery_may_take_time(world: World) -> None:
     x = np.random.default_rng(1).normal(size=(100, 4)).astype(np.float32)
     np.savez(world.folder / "hundred.npz", x=x)
