@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from operator import attrgetter
@@ -147,7 +148,7 @@ def _export_module(model: SourceModel, opset: int, batch: int, to: Path) -> onnx
 
     from aid_edge.sources import torch_source  # noqa: PLC0415
 
-    module = torch_source.Flat(load_module(model))
+    module = torch_source.Flat(load_module(model)).eval()
     # Two in the example: the exporter takes a batch of one for a constant.
     examples = torch_source.example_inputs(request_of(model), batch=2 if batch == -1 else 1)
     shapes: Any = None
@@ -167,6 +168,13 @@ def _export_module(model: SourceModel, opset: int, batch: int, to: Path) -> onnx
             verbose=False,
         )
     except Exception as e:  # the exporter raises whatever its many parts raise
+        if (operator := _missing_operator(e)) is not None:
+            raise UnsupportedModelError(
+                f"{model.spec} cannot be written as ONNX",
+                [f"the exporter has no counterpart of operator {operator}"],
+                hint="Take a runtime that needs no ONNX, such as litert or executorch, or write "
+                "the model without it.",
+            ) from e
         raise ConversionError(
             f"{model.spec}: the PyTorch exporter to ONNX failed: {_first_line(e)}",
             hint="`aid-edge inspect` lists the operators; the log says which one failed.",
@@ -235,6 +243,16 @@ def _fix_batch(model: onnx.ModelProto) -> None:
                 dim.Clear()
 
 
+def _missing_operator(error: BaseException | None) -> str | None:
+    """Return the operator that PyTorch's exporter does not know; it is named in the last cause."""
+    while error is not None:
+        if found := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(error)):
+            return found[1]
+        error = error.__cause__
+    return None
+
+
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

@@ -23,11 +23,11 @@ def pack(model: onnx.ModelProto) -> None:
     """Make a QDQ model smaller, in place, without changing what it computes.
 
     Names of operators and of what they make stay: layers are compared with the float model's by
-    them. ONNX Runtime's quantizer also leaves nodes in an order that ONNX does not allow (IR
-    specification, "Graphs": sorted topologically).
+    them. So do the zero points of weights, though zero is the default: ONNX Runtime fails without
+    them where it makes weights unsigned. Its quantizer also leaves nodes in an order that ONNX
+    does not allow (IR specification, "Graphs": sorted topologically).
     """
     dequantize_biases(model)
-    _drop_zero_points(model)
     _drop_defaults(model)
     _drop_unread(model)
     _shorten(model)
@@ -60,20 +60,6 @@ def dequantize_biases(model: onnx.ModelProto) -> int:
     _replace(model.graph.node, kept)
     model.graph.initializer.extend(made.values())
     return len(made)
-
-
-def _drop_zero_points(model: onnx.ModelProto) -> None:
-    """Leave out zero points of convolutions' weights that are zero, which is the default."""
-    graph = Graph(model)
-    for node in model.graph.node:
-        # The fusion to QGemm and MatMulInteger asks for them.
-        maker = graph.makers.get(node.input[1]) if node.op_type == "Conv" else None
-        if maker is None or maker.op_type != _DEQUANTIZE or len(maker.input) < 3:
-            continue
-        codes, point = graph.array(maker.input[0]), graph.array(maker.input[2])
-        if codes is not None and point is not None and codes.dtype == np.int8 and not point.any():
-            # Without one, integers are of the type of the codes and zero is 0.
-            del maker.input[2]
 
 
 def _drop_defaults(model: onnx.ModelProto) -> None:

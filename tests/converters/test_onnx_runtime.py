@@ -194,3 +194,16 @@ def test_int8_without_calibration_is_refused_before_work(
     with pytest.raises(DataError, match="needs calibration data"):
         runner.convert(request)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_an_operator_that_onnx_does_not_have_is_named(
+    images: dict[str, NDArray[Any]], x86: HardwareProfile, tmp_path: Path
+) -> None:
+    said = (TensorInfo("image", "FP32", (-1, 3, 8, 8)),)
+    model = open_source("tests.support.tiny_nets:bessel", inputs=said)
+    with pytest.raises(UnsupportedModelError) as caught:
+        _convert(model, Recipe(Float32()), x86, images, tmp_path / "o")
+    assert "bessel_j0" in caught.value.cause
+    assert "litert or executorch" in caught.value.hint
+    assert "\x1b" not in f"{caught.value}{caught.value.cause}"
