@@ -128,6 +128,19 @@ def metric(spec: str) -> Metric:
     return make(spec, options)
 
 
+def check(
+    chosen: Metric, source: Outputs, targets: Targets | None, *, kind: Kind = "classes"
+) -> None:
+    """Return if the source itself can be judged by ``chosen``; asked before candidates are made.
+
+    Raises:
+        DataError: The metric cannot be judged on such targets or outputs.
+    """
+    right = _targets(chosen, source, targets, kind)
+    if not np.isfinite(chosen.bind(source, right)(np.ones(len(right)))):
+        raise DataError(f"metric {chosen.name}: is not a finite number of the source model itself")
+
+
 def compare(
     chosen: Metric,
     source: Outputs,
@@ -235,7 +248,17 @@ def _top_k(spec: str, k: int, options: Mapping[str, int]) -> Metric:
     _checked(spec, options)
     if not 1 <= k <= 1000:
         raise UsageError(f"metric {spec!r}: k is {k}; allowed: 1 to 1000")
-    return _mean(spec, "share", _CLASSES, lambda o, t: scoring.top_k(o[0], t, k), is_hit=True)
+
+    def hits(outputs: Outputs, targets: Any) -> FloatArray:
+        count = outputs[0][0].size
+        if 1 < count <= k:
+            raise DataError(
+                f"metric {spec}: every class is among the first {k} of {count}",
+                hint=f"Take top-1 to top-{count - 1}.",
+            )
+        return scoring.top_k(outputs[0], targets, k)
+
+    return _mean(spec, "share", _CLASSES, hits, is_hit=True)
 
 
 def _mean(

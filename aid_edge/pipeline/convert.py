@@ -168,6 +168,7 @@ def _search(
         maker.judge.run_source(
             lambda share, what: on_progress("source", 0.4 + 0.6 * share, what), jobs
         )
+        maker.judge.check_metric()
         loader.say(maker.steps.preprocessing)
         on_progress("source", 1.0, "done")
         journal = Journal(cache.root, _asked(request, maker, planned))

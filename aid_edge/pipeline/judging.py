@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from aid_edge.errors import ConversionError
 from aid_edge.evaluate.data import DataSet
+from aid_edge.evaluate.metrics import check, metric
 from aid_edge.model import SourceModel
 from aid_edge.pipeline.findings import Candidate, Flip, PlacementFinding
 from aid_edge.pipeline.flips import MAX_FLIPS, find_flips
@@ -110,6 +111,17 @@ class Judge:
                     hint="Check its weights and the preprocessing of the data.",
                 )
             self._source[one.digest] = arrays
+
+    def check_metric(self) -> None:
+        """Return if the source model can be judged by the metric that decides, where one does.
+
+        Raises:
+            DataError: It cannot; nor could any candidate.
+        """
+        subject = self.subject
+        data = subject.evaluation or subject.fidelity
+        if subject.metric is not None:
+            check(metric(subject.metric), self.source(data), data.targets, kind=data.kind)
 
     def source(self, data: DataSet) -> list[Array]:
         """Return the source's answers on ``data``, one array [n, ...] per output."""

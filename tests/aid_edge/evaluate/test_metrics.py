@@ -11,7 +11,7 @@ from sklearn import metrics as reference
 
 from aid_edge.errors import DataError, UsageError
 from aid_edge.evaluate import scoring
-from aid_edge.evaluate.metrics import compare, metric
+from aid_edge.evaluate.metrics import check, compare, metric
 from aid_edge.evaluate.statistics import PairedCounts, paired_drop_interval
 
 
@@ -245,3 +245,17 @@ def test_metrics_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, words in (("none", "cannot be imported"), ("constant", "is no function")):
         with pytest.raises(DataError, match=words):
             metric(f"my_tiny_metric:{name}")
+
+
+def test_what_can_never_be_judged_is_said_of_the_source_alone() -> None:
+    scores = [np.random.default_rng(3).normal(size=(20, 4))]
+    labels = np.arange(20) % 4
+    check(metric("top-3"), scores, labels)
+    with pytest.raises(DataError, match="needs targets that are values; these are classes"):
+        check(metric("rmse"), scores, labels)
+    for name in ("top-4", "top-99"):
+        with pytest.raises(DataError, match=f"metric {name}: every class is among the first"):
+            check(metric(name), scores, labels)
+    values = np.zeros((20, 4))
+    with pytest.raises(DataError, match="not a finite number"):
+        check(metric("mae"), [scores[0] * np.inf], values, kind="values")

@@ -250,6 +250,16 @@ def test_a_metric_that_was_asked_for_decides(world: World) -> None:
         world.convert(metric="f1", evaluation=None, fidelity=world.data("fidelity"))
 
 
+def test_a_metric_that_the_data_cannot_be_judged_by_is_refused_before_work(world: World) -> None:
+    release = world.convert().releases[ID]
+    world.engine.done.clear()
+    for name in ("rmse", "top-3"):
+        with pytest.raises(DataError, match=f"metric {name}: "):
+            world.convert(metric=name)
+    assert world.engine.done == []
+    assert read_draft(release).name == "tiny", "the release of an earlier run stays"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
