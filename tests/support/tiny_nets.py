@@ -56,6 +56,15 @@ def depends_on_values() -> nn.Module:
     return _Depends()
 
 
+class _Bessel(TinyNet):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(super().forward(image))
+
+
+def bessel() -> nn.Module:
+    return _Bessel()
+
+
 class _Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
