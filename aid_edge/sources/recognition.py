@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from aid_edge.errors import SourceError
+from aid_edge.errors import SourceError, first_line
 from aid_edge.model import Framework
 from aid_edge.sources.inspection import check_file
 
@@ -83,9 +83,9 @@ def archive_kind(path: Path) -> Archive:
     Raises:
         SourceError: It is a zip archive that is cut short or has too many entries.
     """
-    if not zipfile.is_zipfile(path):
-        return "other"
     try:
+        if not zipfile.is_zipfile(path):
+            return "other"
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError) as e:
@@ -98,6 +98,26 @@ def archive_kind(path: Path) -> Archive:
     if "archive_format" in inside or any(name.startswith("models/") for name in inside):
         return "pt2"
     return "state-dict" if "data.pkl" in inside else "other"
+
+
+def check_whole(path: Path) -> None:
+    """Return if every part of what PyTorch wrote is as its checksum says: torch does not look.
+
+    Raises:
+        SourceError: A part is damaged: its weights would be other ones, without a word.
+    """
+    if archive_kind(path) == "other":
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as e:  # what damage leads to, the readers of parts say in many ways
+        raise SourceError(f"{path}: is not a whole archive: {first_line(e)}") from e
+    if damaged is not None:
+        raise SourceError(
+            f"{path}: is damaged: {damaged} does not match its checksum",
+            hint="Compare its checksum with the original and copy it again, or save it anew.",
+        )
 
 
 def is_saved_model(spec: str) -> bool:

@@ -210,7 +210,8 @@ def _signature_names(model: Any, side: str, order: Sequence[int]) -> list[str]:
     signatures = _listed(model.signatureDefs)
     if len(signatures) != 1:
         return []
-    names = {e.tensorIndex: e.name.decode() for e in getattr(signatures[0], side) or ()}
+    entries = getattr(signatures[0], side) or ()
+    names = {e.tensorIndex: (e.name or b"").decode(errors="replace") for e in entries}
     found = [names.get(int(i), "") for i in order]
     return found if all(found) and len(set(found)) == len(found) else []
 

@@ -35,7 +35,7 @@ from aid_edge.sources.inspection import (
     digest_of_files,
     named,
 )
-from aid_edge.sources.recognition import ARCHIVE_SUFFIX
+from aid_edge.sources.recognition import ARCHIVE_SUFFIX, check_whole
 from device_agent.contract.tensors import TensorInfo
 
 _NAMED_KEYS = 5
@@ -79,6 +79,11 @@ def inspect(request: SourceRequest) -> Inspection:
     Raises:
         SourceError: It cannot be loaded, run or exported.
     """
+    archive = _archive(request)
+    for file in (archive, request.weights):
+        if file is not None:
+            check_file(file, "model" if file is archive else "weights file")
+            check_whole(file)
     module = load(request)
     flat = Flat(module)
     examples = example_inputs(request, batch=1)
@@ -98,7 +103,6 @@ def inspect(request: SourceRequest) -> Inspection:
             hint="Control flow that depends on values must go; see the torch.export documentation.",
         ) from e
     inputs = declared_inputs(request)
-    archive = _archive(request)
     if archive is not None:
         digest = digest_of_files("torch", [archive])
     else:
@@ -350,7 +354,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise _unpickling_error(path, e) from e
-    except (safetensors.SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as e:
+    except Exception as e:  # the unpickler and its zip reader raise whatever damage leads to
         raise SourceError(
             f"{path}: is not a whole weights file: {first_line(e)}",
             hint="It may be cut short; compare its size and checksum with the original.",

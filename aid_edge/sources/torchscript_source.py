@@ -18,7 +18,7 @@ from aid_edge.sources.inspection import (
     check_file,
     digest_of_files,
 )
-from aid_edge.sources.recognition import archive_kind
+from aid_edge.sources.recognition import archive_kind, check_whole
 from aid_edge.sources.torch_source import (
     Flat,
     check_declared,
@@ -77,8 +77,10 @@ def inspect(request: SourceRequest) -> Inspection:
     Raises:
         SourceError: It cannot be loaded or run, takes other inputs, or keeps a state inside.
     """
-    module = load(request)
     path = Path(request.spec)
+    check_file(path, "TorchScript model")
+    check_whole(path)
+    module = load(request)
     inputs = declared_inputs(request, module)
     flat = Flat(module)
     outputs = output_infos(flat, request, module)

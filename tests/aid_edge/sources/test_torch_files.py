@@ -208,6 +208,48 @@ def test_compiled_code_and_damage_in_a_program(archive: Path, tmp_path: Path) ->
         )
 
 
+@pytest.mark.parametrize("kind", ["pt2", "torchscript", "weights"])
+def test_weights_that_do_not_match_their_checksum_are_refused(tmp_path: Path, kind: str) -> None:
+    # torch reads them without a look at it: the model would be another one.
+    inputs = (parse_input("image=?x3x8x8"),)
+    if kind == "pt2":
+        path, part = tiny_pt2(tmp_path / "m.pt2"), "data/weights/weight_0"
+    elif kind == "torchscript":
+        path, part = tiny_torchscript(tmp_path / "m.pt"), "data/0"
+    else:
+        path, part = tmp_path / "w.pth", "data/0"
+        torch.save(tiny_nets.tiny().state_dict(), path)
+    with zipfile.ZipFile(path) as archive:
+        entry = next(i for i in archive.infolist() if i.filename.endswith(part))
+        value = archive.read(entry)
+    whole = path.read_bytes()
+    at = whole.index(value) + 3
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x40]) + whole[at + 1 :])
+    with pytest.raises(SourceError, match=rf"is damaged: .*{part} does not match its checksum"):
+        if kind == "weights":
+            factory = "tests.support.tiny_nets:tiny"
+            torch_source.inspect(SourceRequest(factory, path, inputs, ()))
+        elif kind == "pt2":
+            torch_source.inspect(SourceRequest(str(path), None, inputs, ()))
+        else:
+            torchscript_source.inspect(SourceRequest(str(path), None, inputs, ()))
+
+
+def test_any_damage_of_a_weights_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(tiny_nets.tiny().state_dict(), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    request = SourceRequest(
+        "tests.support.tiny_nets:tiny", path, (parse_input("image=?x3x8x8"),), ()
+    )
+    for at in range(0, 1200, 40):
+        path.write_bytes(whole[:at] + bytes(8) + whole[at + 8 :])
+        try:
+            torch_source.load(request)
+        except SourceError as e:
+            assert str(path) in str(e)
+
+
 # --- TorchScript -----------------------------------------------------------------------------
 
 
