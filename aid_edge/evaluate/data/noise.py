@@ -13,22 +13,30 @@ from aid_edge.sources.inspection import NUMPY_NAMES
 from device_agent.contract.tensors import TensorInfo
 
 DEFAULT_NOISE_SAMPLES = 32
+MAX_NOISE_BYTES = 256 * 2**20
+"""More than the default number of samples are made only where they take no more than this."""
+
 FREE_DIMENSION = 16
 """Size of a dimension that may vary."""
 
 
-def read_noise(model: SourceModel, count: int, seed: int) -> Reading:
-    """Return ``count`` random samples: floats are standard normal, bytes uniform.
+def read_noise(model: SourceModel, limit: int | None, seed: int) -> Reading:
+    """Return random samples: floats are standard normal, bytes uniform.
 
-    Wider integers are 0 or 1, which every vocabulary has.
+    Wider integers are 0 or 1, which every vocabulary has. With a limit, there are as many as it
+    allows and as fit into ``MAX_NOISE_BYTES``; noise says nothing that gigabytes would say better.
     """
     shapes = {
         t.name: tuple(FREE_DIMENSION if d == -1 else d for d in sample_shape(model, t))
         for t in model.inputs
     }
 
+    sample = sum(4 * math.prod(shape) for shape in shapes.values())
+    count = DEFAULT_NOISE_SAMPLES
+    if limit is not None:
+        count = min(limit, max(count, MAX_NOISE_BYTES // sample))
+
     def batches(chosen: Sequence[int]) -> Batches:
-        sample = sum(4 * math.prod(shape) for shape in shapes.values())
         size = per_batch(sample)
         generator = np.random.default_rng(seed)
         for start in range(0, len(chosen), size):

@@ -19,7 +19,7 @@ from aid_edge.evaluate.data.arrays import LABELS, call, read_npz
 from aid_edge.evaluate.data.audio import AUDIO_SUFFIXES, read_audio
 from aid_edge.evaluate.data.dataset import DataSet, store
 from aid_edge.evaluate.data.images import find_files, read_images
-from aid_edge.evaluate.data.noise import DEFAULT_NOISE_SAMPLES, read_noise
+from aid_edge.evaluate.data.noise import read_noise
 from aid_edge.evaluate.data.reading import Reading
 from aid_edge.evaluate.data.tables import TABLE_SUFFIXES, read_table
 from aid_edge.model import SourceModel
@@ -95,4 +95,4 @@ def _noise(
             "random data are refused: ranges and figures made from them would mean nothing",
             hint="Give a few dozen real inputs; calibration needs no labels.",
         )
-    return read_noise(model, limit or DEFAULT_NOISE_SAMPLES, seed)
+    return read_noise(model, limit, seed)

@@ -15,6 +15,7 @@ import pytest
 from aid_edge import isolate
 from aid_edge.errors import DataError
 from aid_edge.evaluate.data import DataSet, load
+from aid_edge.evaluate.data.noise import read_noise
 from aid_edge.model import SourceModel
 from aid_edge.samples import Samples
 from device_agent.contract.tensors import TensorInfo
@@ -213,10 +214,19 @@ def test_a_model_without_a_batch_axis_takes_whole_feeds(tmp_path: Path, make_mod
     assert next(model.feeds(data.inputs))["rate"] == 16000
     noise = load("random", model, allow_random=True, limit=3)
     assert noise.inputs["state"].shape == (3, 2, 1, 4)
+    assert len(load("random", model, allow_random=True, limit=300)) == 300
     arrays["x"] = np.ones((5, 8), np.float32)
     np.savez(tmp_path / "d.npz", **arrays)
     with pytest.raises(DataError, match=r"expected shape \[n, 1, 8\], found \[5, 8\]"):
         load(str(tmp_path / "d.npz"), model)
+
+
+def test_noise_of_large_inputs_is_not_made_by_the_gigabyte(make_model: Make) -> None:
+    sizes = {}
+    for side in (16, 512, 4096):
+        model = model_of(make_model, [("x", "FP32", (-1, 3, side, side))])
+        sizes[side] = len(read_noise(model, 4096, 0).names)
+    assert sizes == {16: 4096, 512: 85, 4096: 32}
 
 
 def test_columns_first_and_compressed_archives_read_the_same(
