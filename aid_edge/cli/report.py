@@ -66,6 +66,11 @@ def command(
     elif folder is not None:
         page = _summarize(folder, as_json=as_json)
     if open_:
+        if not page.is_file():
+            raise HostError(
+                f"{page}: is not there, only the report for programs",
+                hint="Make it again with `aid-edge convert --out`; what was done is in the cache.",
+            )
         show(output, page)
 
 

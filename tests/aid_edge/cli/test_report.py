@@ -9,7 +9,7 @@ import pytest
 
 from aid_edge.cli.main import run
 from aid_edge.pipeline.findings import ProfileFinding, Provenance, Report, SourceFinding
-from device_agent.contract.errors import EXIT_USAGE
+from device_agent.contract.errors import EXIT_FAILED, EXIT_USAGE
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -64,6 +64,10 @@ def test_open_shows_the_page_or_says_where_it_is(
 ) -> None:
     asked: list[str] = []
     monkeypatch.setattr(webbrowser, "open", lambda url: asked.append(url) or opens)
+    assert run(["report", str(folder), "--open"]) == EXIT_FAILED
+    assert "report.html: is not there" in capsys.readouterr().err
+    assert asked == []
+    (folder / "report.html").touch()
     assert run(["report", str(folder), "--open"]) == 0
     assert asked == [(folder / "report.html").as_uri()]
     assert ("no browser" in capsys.readouterr().err) is not opens
