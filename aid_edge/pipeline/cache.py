@@ -20,7 +20,6 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from aid_edge import leftovers
 from aid_edge.catalogue.files import hash_file, sync_folder
 from aid_edge.errors import HostError
 
@@ -45,9 +45,6 @@ LIMIT_ENVIRONMENT = "AID_EDGE_CACHE_BYTES"
 DEFAULT_LIMIT_BYTES = 32 * 10**9
 RECENT_S = 3600.0
 """Entries that were used within this time stay: another run may be about to read them."""
-
-ABANDONED_S = 2 * 86400.0
-"""A half-made entry of another machine is taken for abandoned after this time."""
 
 _UNFINISHED = ".new-"
 
@@ -179,9 +176,7 @@ class Cache:
 
     def _clear_unfinished(self) -> None:
         """Remove what runs left that were killed while they made an entry."""
-        for folder in self.root.glob(f"*/*/{_UNFINISHED}*"):
-            if _is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        leftovers.clear(self.root.glob(f"*/*/{_UNFINISHED}*"), _UNFINISHED)
 
     def _make(
         self, place: Path, parts: Mapping[str, str], make: Callable[[Path], None]
@@ -191,7 +186,7 @@ class Cache:
             # Cleared first: a damaged entry must not stand in the way of the rename.
             shutil.rmtree(place, ignore_errors=True)
             place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=_unfinished_prefix()))
+            temporary = leftovers.make(place.parent, _UNFINISHED)
             make(temporary)
             _seal(temporary, parts)
             temporary.rename(place)
@@ -208,30 +203,6 @@ class Cache:
             if temporary is not None:
                 shutil.rmtree(temporary, ignore_errors=True)
         return place, False
-
-
-def _unfinished_prefix() -> str:
-    return f"{_UNFINISHED}{socket.gethostname()}-{os.getpid()}-"
-
-
-def _is_abandoned(folder: Path) -> bool:
-    host, _, rest = folder.name.removeprefix(_UNFINISHED).rpartition("-")[0].rpartition("-")
-    if host == socket.gethostname() and rest.isdecimal():
-        return not _is_alive(int(rest))
-    try:
-        return time.time() - folder.stat().st_mtime > ABANDONED_S
-    except FileNotFoundError:
-        return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _mark_used(folder: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from aid_edge import leftovers
 from aid_edge.catalogue.files import write_atomic
 from aid_edge.errors import ConversionError
 from aid_edge.evaluate.data import shared_groups
@@ -56,6 +56,7 @@ from aid_edge.sources.inputs import parse_input
 from aid_edge.sources.opening import open_source
 from device_agent.contract.tensors import TensorInfo
 
+_SHARED = "data-"
 RANDOM_MARK = " [calibrated on random data]"
 
 
@@ -146,7 +147,8 @@ def _shared_folder(root: Path, request: ConvertRequest) -> Iterator[Path | None]
         yield None
         return
     root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=root, prefix="data-"))
+    leftovers.clear(root.glob(f"{_SHARED}*"), _SHARED)
+    folder = leftovers.make(root, _SHARED)
     try:
         yield folder
     finally:

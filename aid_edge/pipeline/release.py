@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aid_edge import leftovers
 from aid_edge.catalogue.draft import (
     FILE_NAME,
     DraftFile,
@@ -209,7 +210,9 @@ def _draft(about: About, chosen: Chosen, files: tuple[DraftFile, ...]) -> Releas
 def _replacing(place: Path) -> Iterator[Path]:
     """Give an empty folder that takes the place of ``place`` when the block ends well."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}-"))
+    kind = f".{place.name}-"
+    leftovers.clear(place.parent.glob(f"{kind}*"), kind)
+    work = leftovers.make(place.parent, kind)
     fresh, old = work / "new", work / "old"
     try:
         fresh.mkdir()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aid_edge import samples
+from aid_edge import leftovers, samples
 from aid_edge.errors import DataError
 from aid_edge.evaluate.data.reading import Array, Reading, check_input, evenly
 from aid_edge.evaluate.data.targets import Kind, Targets, encode, pick
@@ -23,6 +23,7 @@ from aid_edge.model import SourceModel
 MAX_DATA_BYTES = 64 * 2**30
 """Bound of a data set on disk, as the model takes it."""
 
+_KIND = "aid-edge-data-"
 _MIN_FREE_BYTES = 512 * 2**20
 
 
@@ -151,7 +152,10 @@ class _Keeper:
     """A temporary folder that is deleted when nobody holds the samples in it, or at exit."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="aid-edge-data-"))
+        parent = Path(tempfile.gettempdir())
+        # A killed process deletes nothing, and samples may take gigabytes.
+        leftovers.clear(parent.glob(f"{_KIND}*"), _KIND)
+        self.folder = leftovers.make(parent, _KIND)
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from aid_edge import leftovers
 from aid_edge.pipeline import cache as cache_module
 from aid_edge.pipeline.cache import Cache, CacheError, default_root, source_version, tool_versions
 
@@ -133,8 +134,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     left = list(tmp_path.glob("*/*/.new-*"))
     assert len(left) == 1
-    mine = place.parent / cache_module._unfinished_prefix()
-    mine.mkdir()
+    mine = leftovers.make(place.parent, ".new-")
     Cache(tmp_path)
     assert not left[0].exists()
     assert mine.exists(), "a run that is alive keeps what it makes"
