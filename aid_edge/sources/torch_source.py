@@ -94,6 +94,11 @@ def inspect(request: SourceRequest) -> Inspection:
             f"{request.spec}: changes its own weights or buffers when it runs",
             hint="Make its state an input and an output of forward().",
         )
+    if archive is None and request.weights is None and _state_digest(load(request)) != state:
+        raise SourceError(
+            f"{request.spec}: gives other weights each time it is called",
+            hint="Give the weights with --weights, or let the factory seed what it draws from.",
+        )
     logging.getLogger("torch.export").setLevel(logging.ERROR)
     try:
         program = torch.export.export(flat, examples)

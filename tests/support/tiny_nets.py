@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -54,6 +55,13 @@ class _Depends(nn.Module):
 
 def depends_on_values() -> nn.Module:
     return _Depends()
+
+
+def unseeded() -> nn.Module:
+    net = tiny()
+    with torch.no_grad():
+        net.last.bias.copy_(torch.from_numpy(np.random.default_rng().normal(size=5)))
+    return net
 
 
 class _Bessel(TinyNet):

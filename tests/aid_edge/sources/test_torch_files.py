@@ -97,6 +97,14 @@ class _Counts(torch.nn.Module):
         return x + self.calls
 
 
+def test_a_factory_that_gives_other_weights_each_time() -> None:
+    inputs = (parse_input("image=?x3x8x8"),)
+    factory = "tests.support.tiny_nets:unseeded"
+    with pytest.raises(SourceError, match="gives other weights each time") as caught:
+        torch_source.inspect(SourceRequest(factory, None, inputs, ()))
+    assert "--weights" in caught.value.hint
+
+
 def test_a_program_with_a_state_inside(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(_Counts(), (torch.zeros(2, 3),)), tmp_path / "m.pt2")
     with pytest.raises(SourceError, match="changes its own weights or buffers when it runs"):
