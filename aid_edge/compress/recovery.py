@@ -99,7 +99,7 @@ class _Run:
             parameters, course.learning_rate, weight_decay=WEIGHT_DECAY
         )
         self.generator = np.random.default_rng(course.seed + 1)
-        self.per_epoch = len(list(lesson.feeder.batches(lesson.learn, lesson.batch)))
+        self.per_epoch = len(self._batches(lesson.learn))
         self.total = max(course.epochs * self.per_epoch, 1)
         self.step = 0
         self.best = (-math.inf, -math.inf)
@@ -128,7 +128,7 @@ class _Run:
         """Train on every sample once; return why training ends here, or nothing."""
         _training_mode(self.student, self.lesson)
         order = self.generator.permutation(np.asarray(self.lesson.learn)).tolist()
-        for indices in self.lesson.feeder.batches(order, self.lesson.batch):
+        for indices in self._batches(order):
             if time.monotonic() - self.started >= self.course.seconds:
                 return "minutes"
             if not self._one(indices):
@@ -137,6 +137,11 @@ class _Run:
                 planned = self.course.epochs * self.per_epoch
                 return "epochs" if self.total == planned else "minutes"
         return ""
+
+    def _batches(self, order: Sequence[int]) -> list[list[int]]:
+        """Return the batches of an epoch; a last one of a single sample has no batch statistics."""
+        found = list(self.lesson.feeder.batches(order, self.lesson.batch))
+        return found[:-1] if len(found) > 1 and len(found[-1]) == 1 < len(found[0]) else found
 
     def _one(self, indices: Sequence[int]) -> bool:
         for group in self.optimizer.param_groups:
