@@ -258,6 +258,7 @@ class Steps:
         is_qat = recipe.recover is not None and recipe.recover.method == "qat"
         parts = {
             "source": _what(model),
+            "task": "" if model.card is None else model.card.task,
             "recipe": repr(recipe if is_qat else replace(recipe, quantize=Float32())),
             "compress": source_version(_PREPARE_MODULE),
             "calibration": "" if calibration is None else calibration.digest,
@@ -292,8 +293,10 @@ class Steps:
             )
             (folder / _TEXT).write_text("" if found is None else found.text)
 
+        card = model.card
         parts = {
             "source": _what(model),
+            "declared": "" if card is None else f"{card.task} {card.preprocess!r}",
             "data": data.digest,
             "code": source_version("aid_edge.evaluate.preprocess_faults"),
         }
@@ -442,8 +445,8 @@ class Steps:
 
 
 def _what(model: SourceModel) -> str:
-    """Return what a source model is: its files, and the sizes that were given to open ones."""
-    return f"{model.digest} {model.inputs!r}"
+    """Return what a source model is: its files, the sizes given to open ones, and all names."""
+    return f"{model.digest} {model.inputs!r} {model.outputs!r}"
 
 
 def _what_is_read(profile: HardwareProfile, converter: Converter) -> str:
