@@ -181,6 +181,10 @@ def _device(
     """
     name = options["measure_on"]
     if name is None:
+        if options["hub"] is not None:
+            raise UsageError(
+                "--hub is given, but no device to measure on", hint="Name one with --measure-on."
+            )
         return lambda _progress: None
     try:
         # Imported here: these need the hub extra, and converting must not.

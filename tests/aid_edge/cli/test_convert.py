@@ -207,3 +207,11 @@ def test_a_killed_search_is_taken_up_again(tiny: Path) -> None:
     assert profile["search"]["resumed"]
     assert profile["chosen"] is not None
     assert list(steps.rglob(".new-*")) == []
+
+
+def test_a_hub_without_a_device_is_a_usage_error(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words(tiny, "--hub", "http://127.0.0.1:1")) == EXIT_USAGE
+    assert "no device to measure on" in capsys.readouterr().err
+    assert not (tiny / "out").exists()
