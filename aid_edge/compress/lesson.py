@@ -97,12 +97,25 @@ class Feeder:
         for start in range(0, usable, size):
             yield list(indices[start : min(start + size, usable)])
 
-    def split(self, generator: np.random.Generator) -> tuple[list[int], list[int]]:
-        """Return the samples to learn from and those held out, drawn by ``generator``."""
+    def split(
+        self, generator: np.random.Generator, groups: Sequence[str] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Return the samples to learn from and those held out, drawn by ``generator``.
+
+        A group is held out as a whole, unless that would take more than half of all samples.
+        """
         order = [int(i) for i in generator.permutation(self.count)]
         held = min(max(round(self.count * HELD_OUT_SHARE), MIN_HELD_OUT), MAX_HELD_OUT)
         unit = self.feed or 1
         held = min(max(held - held % unit, unit), self.count // 2)
+        if groups is not None:
+            place = {name: i for i, name in enumerate(dict.fromkeys(groups[i] for i in order))}
+            together = sorted(order, key=lambda i: place[groups[i]])
+            end = held
+            while end < self.count and groups[together[end]] == groups[together[end - 1]]:
+                end += 1
+            if end <= self.count // 2:
+                order, held = together, end
         return sorted(order[held:]), sorted(order[:held])
 
 
@@ -191,7 +204,13 @@ class Lesson:
 
 
 def lesson_of(
-    model: SourceModel, teacher: nn.Module, feeder: Feeder, targets: Any, seed: int
+    model: SourceModel,
+    teacher: nn.Module,
+    feeder: Feeder,
+    targets: Any,
+    seed: int,
+    *,
+    groups: Sequence[str] | None = None,
 ) -> Lesson:
     """Return the course on the samples of ``feeder``.
 
@@ -202,11 +221,12 @@ def lesson_of(
         targets: What is right for each, as :class:`aid_edge.compress.TrainData` has it; None
             without labels.
         seed: Of the split.
+        groups: What belongs together among the samples.
 
     Raises:
         DataError: Labels do not fit, or the original gives no finite numbers.
     """
-    learn, held = feeder.split(np.random.default_rng(seed))
+    learn, held = feeder.split(np.random.default_rng(seed), groups)
     some = next(feeder.batches(held, LARGE_BATCH))
     with torch.no_grad():
         outputs = feeder.outputs(teacher, feeder.take(some))

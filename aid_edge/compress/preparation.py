@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Job:
     checks: Arrays | None
     path: Path
     time_s: float
+    groups: Sequence[str] | None = None
 
 
 def refusal_of(model: SourceModel) -> str:
@@ -82,7 +83,7 @@ def prepare(request: PrepareRequest, on_progress: isolate.Progress | None = None
     path = request.out / f"{request.model.name}.pt2"
     job = Job(
         request.model, request.recipe, request.calibration, _plain(request.train), request.checks,
-        path, request.limits.time_s,
+        path, request.limits.time_s, request.groups,
     )  # fmt: skip
     training = isolate.run_with(request.limits, on_progress, run_in_worker, job).value
     return Prepared(_opened(request, path, training), training)
@@ -169,7 +170,9 @@ def _check_inputs(model: SourceModel, data: Arrays, what: str) -> None:
 
 def _plain(train: Any) -> TrainData | None:
     """Return only what the worker needs of labelled data, which may hold much else."""
-    return None if train is None else TrainData(train.inputs, train.targets)
+    if train is None:
+        return None
+    return TrainData(train.inputs, train.targets, getattr(train, "groups", None))
 
 
 def _opened(request: PrepareRequest, path: Path, training: Training) -> SourceModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,10 +36,12 @@ class TrainData:
         inputs: Array [n, ...] per input of the model.
         targets: For the first output: class indices int64 [n] (0 and 1 where it has one score),
             0 and 1 int64 [n, k] for k scores, or floats of the output's shape.
+        groups: What belongs together, such as crops of one photo; None where nothing does.
     """
 
     inputs: Arrays
     targets: Any
+    groups: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class PrepareRequest:
         limits: Of the worker process; time includes ``recover.minutes``.
         checks: A few inputs on which the file that is written must compute what was trained; else
             the first of ``calibration`` or ``train``.
+        groups: What belongs together in ``calibration``; a group is held out as a whole.
     """
 
     model: SourceModel
@@ -65,6 +68,7 @@ class PrepareRequest:
     train: Labelled | None = None
     limits: Limits = field(default_factory=Limits)
     checks: Arrays | None = None
+    groups: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)

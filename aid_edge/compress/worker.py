@@ -139,13 +139,14 @@ def _lesson(work: _Work) -> Lesson | None:
     labelled = recover is not None and recover.method != "distill"
     if labelled and job.train is not None:
         feeder, targets = Feeder(job.model, job.train.inputs), job.train.targets
+        groups = job.train.groups
     elif job.calibration is not None:
-        feeder, targets = Feeder(job.model, job.calibration), None
+        feeder, targets, groups = Feeder(job.model, job.calibration), None, job.groups
     else:
         return None
     if feeder.count < 2 * (feeder.feed or 1):
         return None
-    return lesson_of(job.model, work.teacher, feeder, targets, job.recipe.seed)
+    return lesson_of(job.model, work.teacher, feeder, targets, job.recipe.seed, groups=groups)
 
 
 def _prune(work: _Work, lesson: Lesson | None) -> None:

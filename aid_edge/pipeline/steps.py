@@ -140,6 +140,7 @@ class RunnerEngine:
             model=model, recipe=recipe, out=out,
             calibration=None if data.calibration is None else data.calibration.inputs,
             train=data.train,
+            groups=None if data.calibration is None else data.calibration.groups,
             checks=data.checks.take(spread(len(data.checks), CLOSENESS_SAMPLES)),
             # Training takes its own minutes on top of what everything else may take.
             limits=replace(usual, time_s=usual.time_s + 60 * minutes),

@@ -26,3 +26,22 @@ def test_a_last_batch_of_one_sample_does_not_end_the_training() -> None:
     found = train(copy.deepcopy(net), lesson, Course(2, 60.0, 1e-3, seed=0))
     assert found.stopped == "epochs"
     assert len(found.points) == 3
+
+
+def test_crops_of_one_photo_are_held_out_together() -> None:
+    model = SourceModel(
+        "tiny:make", "torch", None, (TensorInfo("x", "FP32", (-1, 4)),),
+        (TensorInfo("y", "FP32", (-1, 3)),), (), 1, "sha256:" + "0" * 64,
+    )  # fmt: skip
+    inputs = {"x": np.zeros((300, 4), np.float32)}
+    feeder = Feeder(model, inputs)
+
+    def split(groups: list[str] | None) -> tuple[list[int], list[int]]:
+        return feeder.split(np.random.default_rng(0), groups)
+
+    photos = [f"photo {i % 25}" for i in range(300)]
+    learn, held = split(photos)
+    assert not {photos[i] for i in learn} & {photos[i] for i in held}
+    assert sorted([*learn, *held]) == list(range(300))
+    assert len(held) == 36, "the first three photos of twelve crops reach a tenth of all"
+    assert split(["one"] * 300) == split(None), "one photo cannot be parted from itself"

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aid_edge.compress import PrepareRequest
+from aid_edge.errors import ConversionError
 from aid_edge.evaluate.data import DataSet, load
 from aid_edge.model import ModelCard, SourceModel
 from aid_edge.pipeline import steps as steps_module
@@ -87,3 +89,21 @@ def test_what_the_card_says_matters_where_it_is_read(
     for one in (model, turned, titled):
         steps.preprocessing(one, data)
     assert asked == [model, turned]
+
+
+def test_preparation_is_told_what_belongs_together(
+    model: SourceModel, data: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[PrepareRequest] = []
+
+    def stop(request: PrepareRequest, **_: Any) -> None:
+        asked.append(request)
+        raise ConversionError("enough")
+
+    monkeypatch.setattr("aid_edge.compress.prepare", stop)
+    grouped = replace(data, groups=("a", "a", "b", "b"))
+    with pytest.raises(ConversionError):
+        RunnerEngine().prepare(
+            model, Recipe(), Inputs(grouped, data), tmp_path, lambda _share, _what: None
+        )
+    assert asked[0].groups == ("a", "a", "b", "b")
