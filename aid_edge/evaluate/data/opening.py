@@ -59,7 +59,7 @@ def load(
         reading = _recognized(spec, model, limit)
     if labelled and reading.targets is None:
         raise DataError(
-            f"{spec}: has no labels, so accuracy cannot be measured",
+            f"{spec}: has no labels, without which there is nothing to judge or train by",
             hint=f"Add an array or column {LABELS[0]!r}, or one folder per class; "
             "for unlabelled inputs use --fidelity.",
         )

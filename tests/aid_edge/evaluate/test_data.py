@@ -149,7 +149,9 @@ def test_flat_folder_has_no_labels_and_knows_crops(
     loaded = data.load(str(tmp_path), make_model())
     assert loaded.labels is None
     assert loaded.clusters == 3
-    with pytest.raises(DataError, match="has no labels") as caught:
+    with pytest.raises(
+        DataError, match="has no labels, without which there is nothing to judge or train by"
+    ) as caught:
         data.load(str(tmp_path), make_model(), labelled=True)
     assert "--fidelity" in caught.value.hint
 
