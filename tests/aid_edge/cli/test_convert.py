@@ -195,7 +195,7 @@ def test_a_killed_search_is_taken_up_again(tiny: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stderr is not None
     for line in process.stderr:
-        if "static-int8: converting" in line:
+        if "static-int8-corrected: converting" in line:
             break
     time.sleep(0.5)
     process.kill()

@@ -21,9 +21,10 @@ from device_agent.contract.manifest import (
     PreprocessStep,
     Rescale,
 )
+from examples.fetch import fetch
 
 Make = Callable[..., SourceModel]
-CIFAR = Path(__file__).parents[3] / "build" / "examples" / "cifar-10"
+EXAMPLES = Path(__file__).parents[3] / "build" / "examples"
 
 
 def pixels(n: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -133,11 +134,10 @@ def test_sure_of_always_the_same_is_not_certain() -> None:
 
 @pytest.fixture(scope="module")
 def cifar() -> SourceModel:
-    return open_source(str(CIFAR / "model.h5"))
+    return open_source(str(fetch("cifar-10", EXAMPLES) / "model.h5"))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR.exists(), reason="needs `python -m examples.fetch cifar-10`")
 @pytest.mark.parametrize(
     ("step", "words"),
     [
@@ -152,6 +152,6 @@ def test_the_cifar_net_wants_pixels_as_they_are(
     assert cifar.card is not None
     card = dataclasses.replace(cifar.card, preprocess=(step, Layout("NHWC")))
     model = dataclasses.replace(cifar, card=card)
-    found = diagnose_preprocessing(model, load(str(CIFAR / "evaluation"), model))
+    found = diagnose_preprocessing(model, load(str(EXAMPLES / "cifar-10" / "evaluation"), model))
     assert found is not None
     assert words in found.text
