@@ -52,6 +52,7 @@ def test_refusals_name_what_and_why(tiny: SourceModel, x86: HardwareProfile) -> 
     assert caught.value.reasons == ["generic-x86_64 has no runtime executorch"]
 
 
+@pytest.mark.slow
 def test_unsigned_activations_are_refused(
     tiny: SourceModel, images: dict[str, NDArray[Any]], pi: HardwareProfile, tmp_path: Path
 ) -> None:

@@ -16,6 +16,9 @@ from aid_edge.sources.opening import open_source
 from device_agent.contract.tensors import TensorInfo
 from tests.support import keras_models
 
+# Each opens Keras in a process of its own, which takes seconds.
+pytestmark = pytest.mark.slow
+
 
 def _saved(path: Path, kind: str = "plain") -> Path:
     isolate.run(keras_models.save, str(path), kind)
@@ -63,7 +66,6 @@ def test_weights_alone_are_no_model(tmp_path: Path) -> None:
         open_source(str(path))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnx_runtime", "litert"])
 def test_keras_converts_for_both_runtimes(tmp_path: Path, runtime: str) -> None:
     model = open_source(str(_saved(tmp_path / "m.keras")))
